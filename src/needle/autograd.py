@@ -1,0 +1,623 @@
+"""Reverse-mode automatic differentiation.
+
+While gradients are recorded, each op leaves a `GradNode`: the op, edges to the nodes (or leaves) of its inputs,
+and the values that its vjp rules asked for. `backward` walks the nodes from the newest to the oldest, which is a
+topological order because an op's inputs always exist before it, and hands each node's cotangent to the rules.
+
+Rules are written with ops. So recording the backward pass itself (``create_graph=True``) gives gradients of
+gradients, and tracing it gives a compiled backward pass, with no second mechanism.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from needle import dtypes
+from needle.config import modes
+from needle.errors import AnomalyError, ArgumentError, GradientError, ShapeError
+from needle.ops.record import BoundRule, Kind, Op
+from needle.ops.reduce import sum_to_shape
+from needle.ops.samples import Array
+from needle.tensor import Hook, Tensor, wrap
+
+_next_id = itertools.count().__next__
+
+#: Where a cotangent goes: a node and the index of its result, a leaf tensor, or nowhere.
+Edge = tuple["GradNode", int] | Tensor | None
+
+
+class SavedValueHook(Protocol):
+    """Replaces values kept for the backward pass, to recompute or to move them."""
+
+    def pack(self, data: Array, is_leaf: bool) -> Callable[[], Array] | None:
+        """Return a function that gives ``data`` back, or None to keep it as it is."""
+
+
+class SavedValue:
+    """An array kept for the backward pass, with the version that it had."""
+
+    __slots__ = ("data", "unpack", "version", "writes")
+
+    def __init__(self, tensor: Tensor, op_name: str) -> None:
+        self.data: Any = tensor._data
+        self.unpack: Callable[[], Array] | None = None
+        if tensor._version is None:
+            raise GradientError(
+                f"{op_name}: a tensor made in inference_mode cannot be kept for a backward pass; "
+                "clone() it outside, or use no_grad instead"
+            )
+        self.version = tensor._version
+        self.writes = tensor._version[0]
+        if modes.saved_value_hook is not None:
+            is_leaf = tensor._node is None and tensor._requires_grad
+            self.unpack = modes.saved_value_hook.pack(self.data, is_leaf)
+            if self.unpack is not None:
+                self.data = None
+
+    def restore(self, op_name: str) -> Any:
+        """Return the array.
+
+        Raises:
+            GradientError: it was overwritten since.
+        """
+        if self.unpack is not None:
+            return self.unpack()
+        if self.version[0] != self.writes:
+            shape = list(self.data.shape)
+            raise GradientError(
+                f"{op_name}: a value of shape {shape} that its backward pass needs was overwritten "
+                f"({self.version[0] - self.writes} in-place writes since); "
+                "use an out-of-place op (x = x + y), or clone() before writing"
+            )
+        return self.data
+
+
+class GradNode:
+    """One recorded call: how to go from cotangents of its results to cotangents of its inputs.
+
+    Attributes:
+        name: name of the op.
+        id: grows with every node; descending ids are a topological order.
+        edges: for each input, where its cotangent goes.
+        count: number of results.
+        location: the user's line, recorded while anomalies are looked for.
+    """
+
+    __slots__ = ("__weakref__", "_hooks", "count", "edges", "id", "location", "name")
+
+    def __init__(self, name: str, edges: tuple[Edge, ...], count: int) -> None:
+        self.name = name
+        self.id = _next_id()
+        self.edges = edges
+        self.count = count
+        self.location: str | None = None
+        self._hooks: dict[int, list[Hook]] | None = None
+
+    def hooks_of(self, index: int) -> list[Hook]:
+        """Return the list of hooks on the result ``index``."""
+        if self._hooks is None:
+            self._hooks = {}
+        return self._hooks.setdefault(index, [])
+
+    def vjp(
+        self, cotangents: list[Tensor | None], needed: Sequence[bool], create_graph: bool
+    ) -> list[Tensor | None]:
+        """Return the cotangent of each input whose place in ``needed`` is true."""
+        raise NotImplementedError  # abstract: OpNode and FunctionNode define it
+
+    def free(self) -> None:
+        """Drop edges and kept values; a second backward pass through here is then an error."""
+        self.edges = ()
+
+    def __repr__(self) -> str:
+        return f"<GradNode {self.name} #{self.id}>"
+
+
+class OpNode(GradNode):
+    """The node of an op: its cotangents come from the record's vjp rules."""
+
+    __slots__ = ("attrs", "dtypes", "op", "out", "results", "saved", "shapes")
+
+    def __init__(
+        self,
+        op: Op,
+        inputs: tuple[Tensor, ...],
+        attrs: dict[str, Any],
+        results: tuple[Tensor, ...],
+        needed: tuple[bool, ...],
+    ) -> None:
+        super().__init__(op.name, tuple([edge_of(t, op.name) for t in inputs]), len(results))
+        self.op = op
+        self.attrs = attrs
+        self.shapes = [t._data.shape for t in inputs]
+        self.dtypes = [t._data.dtype for t in inputs]
+        plan = op.save_plan(needed)
+        self.saved: dict[int, SavedValue] | None = {
+            i: SavedValue(inputs[i], op.name) for i in plan.inputs
+        }
+        self.out = tuple([SavedValue(r, op.name) for r in results]) if plan.out else ()
+        # Missing cotangents of a multi-result op become zeros of these.
+        self.results = [(r._data.shape, r._data.dtype) for r in results] if len(results) > 1 else None
+
+    def free(self) -> None:
+        super().free()
+        self.saved = None
+        self.out = ()
+
+    def vjp(
+        self, cotangents: list[Tensor | None], needed: Sequence[bool], create_graph: bool
+    ) -> list[Tensor | None]:
+        op = self.op
+        if self.saved is None:
+            raise GradientError(
+                f"{op.name}: the graph was freed by an earlier backward pass; "
+                "pass retain_graph=True to the earlier one"
+            )
+        g: Any = cotangents[0]
+        if self.results is not None:
+            g = tuple(
+                wrap(np.zeros(shape, dtype)) if c is None else c
+                for c, (shape, dtype) in zip(cotangents, self.results, strict=True)
+            )
+        result: list[Tensor | None] = []
+        for i, is_needed in enumerate(needed):
+            rule = op.rules.get(op.input_name(i)) if is_needed else None
+            if rule is None:
+                result.append(None)
+                continue
+            c = rule.function(*self._arguments(rule, g, i, create_graph))
+            if c is not None:
+                shape = self.shapes[i]
+                if c._data.shape != shape:
+                    if op.kind is not Kind.ELEMENTWISE:
+                        raise ShapeError(
+                            f"vjp of {op.name} for {op.input_name(i)}: cotangent of shape "
+                            f"{list(c.shape)} for an input of shape {list(shape)}"
+                        )
+                    c = sum_to_shape(c, shape)
+                if c._data.dtype != self.dtypes[i]:
+                    c = c.astype(self.dtypes[i])
+            result.append(c)
+        return result
+
+    def _arguments(self, rule: BoundRule, g: Any, i: int, create_graph: bool) -> list[Any]:
+        arguments: list[Any] = []
+        for source, key in rule.sources:
+            if source == "g":
+                arguments.append(g)
+            elif source == "input":
+                arguments.append(self._input(key, create_graph))
+            elif source == "out":
+                values = tuple(self._output(k, create_graph) for k in range(self.count))
+                arguments.append(values if self.results is not None else values[0])
+            elif source == "shape":
+                arguments.append(self.shapes[key])
+            elif source == "attr":
+                arguments.append(self.attrs[key])
+            elif source == "dtype":
+                arguments.append(self.dtypes[key])
+            elif source == "i":
+                arguments.append(i)
+            elif source == "inputs":
+                rest = range(key, len(self.shapes))
+                arguments.append(tuple(self._input(k, create_graph) for k in rest))
+            else:
+                arguments.append((self.shapes if source == "shapes" else self.dtypes)[key:])
+        return arguments
+
+    def _input(self, position: int, create_graph: bool) -> Tensor:
+        assert self.saved is not None
+        saved = self.saved[position]
+        tensor = wrap(saved.restore(self.name))
+        tensor._version = saved.version
+        edge = self.edges[position]
+        if create_graph and edge is not None:
+            if isinstance(edge, Tensor):
+                return edge
+            connect(tensor, *edge)
+        return tensor
+
+    def _output(self, index: int, create_graph: bool) -> Tensor:
+        saved = self.out[index]
+        tensor = wrap(saved.restore(self.name))
+        tensor._version = saved.version
+        if create_graph:
+            connect(tensor, self, index)
+        return tensor
+
+
+def edge_of(tensor: Tensor, op_name: str) -> Edge:
+    """Return where the cotangent of ``tensor`` goes.
+
+    Raises:
+        GradientError: the storage was overwritten through another tensor, so that the recorded history
+            no longer describes the values.
+    """
+    if not tensor._requires_grad:
+        return None
+    node = tensor._node
+    if node is None:
+        return tensor
+    check_history(tensor, op_name)
+    return node, tensor._index
+
+
+def check_history(tensor: Tensor, op_name: str) -> None:
+    """Raise if the values of ``tensor`` were overwritten through a tensor that shares them."""
+    version = tensor._version
+    if tensor._node is not None and version is not None and version[0] != tensor._history:
+        raise GradientError(
+            f"{op_name}: the values of a tensor of shape {list(tensor.shape)} (result of "
+            f"{tensor._node.name}) were overwritten through another tensor that shares its storage, so "
+            "its recorded history is wrong; write through the tensor itself, or clone() first"
+        )
+
+
+def connect(tensor: Tensor, node: GradNode, index: int) -> None:
+    """Make ``tensor`` the result ``index`` of ``node``."""
+    tensor._node = node
+    tensor._index = index
+    tensor._requires_grad = True
+    tensor._history = tensor._version[0] if tensor._version is not None else 0
+
+
+# The backward pass
+
+
+def backward(
+    output: Tensor,
+    cotangent: Tensor | None = None,
+    *,
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> None:
+    """Add the gradients of ``output`` to the `grad` of the leaves; see `Tensor.backward`."""
+    run_backward([output], [cotangent], None, retain_graph or create_graph, create_graph)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> Any:
+    """Return the gradients of outputs with respect to inputs, and touch no tensor's `grad`.
+
+    Args:
+        outputs: a tensor or several; their gradients are added.
+        inputs: a tensor or several: leaves, or tensors computed on the way.
+        grad_outputs: cotangent of each output; ones where missing.
+        retain_graph: keep the graph for another pass; as ``create_graph`` if not given.
+        create_graph: record the backward pass, so that the gradients can be differentiated again.
+        allow_unused: return None for an input that the outputs do not depend on, instead of raising.
+
+    Returns:
+        A tensor for a single input, else a tuple.
+
+    Raises:
+        GradientError: an input requires no gradient or is unused; the graph was freed.
+
+    Example:
+        >>> x = ndl.Tensor(2.0)
+        >>> slope = ndl.grad(x ** 3, x, create_graph=True)
+        >>> slope.item(), ndl.grad(slope, x).item()
+        (12.0, 12.0)
+    """
+    single = isinstance(inputs, Tensor)
+    targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    if isinstance(grad_outputs, Tensor) or grad_outputs is None:
+        cotangents: list[Tensor | None] = [grad_outputs] * (len(roots) if not grad_outputs else 1)
+    else:
+        cotangents = list(grad_outputs)
+    if len(cotangents) != len(roots):
+        raise ArgumentError(
+            f"grad: {len(roots)} outputs but {len(cotangents)} grad_outputs; give one for each"
+        )
+    for i, target in enumerate(targets):
+        if not target._requires_grad:
+            raise GradientError(f"grad: inputs[{i}] does not require a gradient")
+    keep = create_graph if retain_graph is None else retain_graph
+    found = run_backward(roots, cotangents, targets, keep, create_graph)
+    if not allow_unused:
+        for i, gradient in enumerate(found):
+            if gradient is None:
+                raise GradientError(
+                    f"grad: the outputs do not depend on inputs[{i}] (shape "
+                    f"{list(targets[i].shape)}); pass allow_unused=True to get None for it"
+                )
+    return found[0] if single else tuple(found)
+
+
+def run_backward(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    targets: Sequence[Tensor] | None,
+    retain_graph: bool,
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """Run the backward pass.
+
+    Args:
+        outputs: where it starts.
+        cotangents: cotangent of each output, or None for ones.
+        targets: tensors whose gradients are returned; None to add to `grad` of the leaves instead.
+        retain_graph: keep the values for another pass.
+        create_graph: record the pass.
+
+    Returns:
+        A gradient (or None) for each target.
+    """
+    grads: dict[GradNode, list[Tensor | None]] = {}
+    sink = _Sink(targets, create_graph)
+    roots: list[GradNode] = []
+    seeds: list[tuple[Edge, Tensor]] = []
+    for output, cotangent in zip(outputs, cotangents, strict=True):
+        if not output._requires_grad:
+            raise GradientError(
+                "backward: this tensor requires no gradient: it was computed from tensors that do not "
+                "require any, under no_grad, or by an op without a derivative"
+            )
+        check_history(output, "backward")
+        edge = edge_of(output, "backward")
+        seeds.append((edge, _seed(output, cotangent)))
+        if isinstance(edge, tuple):
+            roots.append(edge[0])
+
+    nodes = _reachable(roots)
+    needed = _needed(nodes, targets)
+    sink.expect(nodes, seeds, needed)
+
+    previous = modes.grad
+    modes.grad = create_graph
+    try:
+        for edge, seed in seeds:
+            _deliver(edge, seed, grads, sink)
+        while nodes:
+            node = nodes.pop()  # the newest; the list must not keep it alive either
+            waiting = grads.pop(node, None)
+            wanted = needed.pop(node)
+            if waiting is None:
+                sink.skip(node, wanted)
+                continue
+            _run_hooks(node, waiting)
+            sink.capture(node, waiting)
+            if any(wanted):
+                results = node.vjp(waiting, wanted, create_graph)
+                if modes.anomaly:
+                    _check_finite(node, waiting, results)
+                edges = node.edges
+                if not retain_graph:
+                    node.free()
+                for edge, is_wanted, cotangent in zip(edges, wanted, results, strict=True):
+                    if is_wanted:
+                        _deliver(edge, cotangent, grads, sink)
+            del node, waiting
+    finally:
+        modes.grad = previous
+    return sink.results()
+
+
+def _seed(output: Tensor, cotangent: Tensor | None) -> Tensor:
+    if cotangent is None:
+        return wrap(np.ones(output.shape, output.dtype))
+    if not isinstance(cotangent, Tensor):
+        cotangent = Tensor(cotangent, dtype=output.dtype, requires_grad=False)
+    if cotangent.shape != output.shape:
+        raise ShapeError(
+            f"backward: the gradient has shape {list(cotangent.shape)}, "
+            f"the tensor has {list(output.shape)}; they must be equal"
+        )
+    return cotangent if cotangent.dtype == output.dtype else cotangent.astype(output.dtype)
+
+
+def _reachable(roots: list[GradNode]) -> list[GradNode]:
+    """Return all nodes behind ``roots``, oldest first. Iterative: graphs may be deep."""
+    seen = set(roots)
+    stack = list(seen)
+    while stack:
+        for edge in stack.pop().edges:
+            if isinstance(edge, tuple) and edge[0] not in seen:
+                seen.add(edge[0])
+                stack.append(edge[0])
+    return sorted(seen, key=lambda node: node.id)
+
+
+def _needed(
+    nodes: list[GradNode], targets: Sequence[Tensor] | None
+) -> dict[GradNode, list[bool]]:
+    """Return for each node which of its inputs lead to a target (or, without targets, to a leaf)."""
+    if targets is None:
+        return {node: [edge is not None for edge in node.edges] for node in nodes}
+    leaves = {id(t) for t in targets if t._node is None}
+    wanted_nodes = {t._node for t in targets if t._node is not None}
+    needed: dict[GradNode, list[bool]] = {}
+    leads: set[GradNode] = set(wanted_nodes)  # type: ignore[arg-type]
+    for node in nodes:  # oldest first: the inputs' nodes are decided already
+        flags = [
+            (edge[0] in leads) if isinstance(edge, tuple) else id(edge) in leaves
+            for edge in node.edges
+        ]
+        needed[node] = flags
+        if any(flags):
+            leads.add(node)
+    return needed
+
+
+def _deliver(
+    edge: Edge, cotangent: Tensor | None, grads: dict[GradNode, list[Tensor | None]], sink: _Sink
+) -> None:
+    if isinstance(edge, tuple):
+        if cotangent is None:
+            return
+        node, index = edge
+        waiting = grads.get(node)
+        if waiting is None:
+            waiting = grads[node] = [None] * node.count
+        old = waiting[index]
+        waiting[index] = cotangent if old is None else old + cotangent
+    elif edge is not None:
+        sink.add(edge, cotangent)
+
+
+def _run_hooks(node: GradNode, waiting: list[Tensor | None]) -> None:
+    if node._hooks is None:
+        return
+    for index, hooks in node._hooks.items():
+        gradient = waiting[index]
+        if gradient is not None:
+            waiting[index] = _call_hooks(hooks, gradient)
+
+
+def _call_hooks(hooks: list[Hook], gradient: Tensor) -> Tensor:
+    for hook in tuple(hooks):
+        # A copy: the array may be another tensor's cotangent too, and a hook may write to it.
+        copy = gradient.clone()
+        replaced = hook(copy)
+        if replaced is None:
+            continue
+        if replaced.shape != gradient.shape:
+            raise ShapeError(
+                f"a hook returned a gradient of shape {list(replaced.shape)} "
+                f"for a tensor of shape {list(gradient.shape)}"
+            )
+        gradient = replaced
+    return gradient
+
+
+class _Sink:
+    """Where gradients end: in `grad` of the leaves, or in the list of targets.
+
+    A leaf's gradient is delivered when its last contribution has come, so that hooks see the complete one.
+    """
+
+    def __init__(self, targets: Sequence[Tensor] | None, create_graph: bool) -> None:
+        self.targets = targets
+        self.create_graph = create_graph
+        self.pending: dict[int, int] = {}
+        self.partial: dict[int, Tensor | None] = {}
+        self.delivered: set[int] = set()
+        self.found: dict[Any, Tensor] = {}
+        self.places: set[tuple[GradNode, int]] = set()
+        if targets is not None:
+            self.places = {(t._node, t._index) for t in targets if t._node is not None}
+        self.leaves = None if targets is None else {id(t) for t in targets if t._node is None}
+
+    def expect(
+        self,
+        nodes: list[GradNode],
+        seeds: list[tuple[Edge, Tensor]],
+        needed: dict[GradNode, list[bool]],
+    ) -> None:
+        """Count the contributions that each leaf will get."""
+        pending = self.pending
+        for edge, _ in seeds:
+            if isinstance(edge, Tensor):
+                pending[id(edge)] = pending.get(id(edge), 0) + 1
+        for node in nodes:
+            for edge, is_needed in zip(node.edges, needed[node], strict=True):
+                if is_needed and isinstance(edge, Tensor):
+                    pending[id(edge)] = pending.get(id(edge), 0) + 1
+
+    def skip(self, node: GradNode, wanted: list[bool]) -> None:
+        """Note that ``node`` contributes nothing: no cotangent reached it."""
+        for edge, is_wanted in zip(node.edges, wanted, strict=True):
+            if is_wanted and isinstance(edge, Tensor):
+                self.add(edge, None)
+
+    def add(self, leaf: Tensor, cotangent: Tensor | None) -> None:
+        """Take one contribution to the gradient of ``leaf``."""
+        key = id(leaf)
+        total = self.partial.get(key)
+        if cotangent is not None:
+            total = cotangent if total is None else total + cotangent
+        self.pending[key] -= 1
+        if self.pending[key]:
+            self.partial[key] = total
+            return
+        self.partial.pop(key, None)
+        if total is None or (self.leaves is not None and key not in self.leaves):
+            return
+        if leaf._hooks:
+            total = _call_hooks(leaf._hooks, total)
+        if self.leaves is not None:
+            self.found[key] = total
+        else:
+            self._accumulate(leaf, total)
+
+    def _accumulate(self, leaf: Tensor, gradient: Tensor) -> None:
+        old = leaf.grad
+        if self.create_graph:
+            leaf.grad = gradient if old is None else old + gradient
+        elif old is None:
+            leaf.grad = self._own(gradient)
+        elif old._data.flags.writeable and old._node is None:
+            modes.quiet(np.add, old._data, gradient._data, out=old._data)
+            if old._version is not None:
+                old._version[0] += 1
+        else:
+            leaf.grad = wrap((old + gradient)._data)
+
+    def _own(self, gradient: Tensor) -> Tensor:
+        """Return ``gradient`` in storage that nothing else shares: users may write to a `grad`."""
+        data = gradient._data
+        if (
+            data.base is not None
+            or id(data) in self.delivered
+            or not data.flags.c_contiguous
+            or gradient._node is not None
+        ):
+            data = data.copy()
+        self.delivered.add(id(data))
+        return wrap(data)
+
+    def capture(self, node: GradNode, waiting: list[Tensor | None]) -> None:
+        """Take the cotangents of ``node`` that targets ask for."""
+        if self.places:
+            for index, gradient in enumerate(waiting):
+                if gradient is not None and (node, index) in self.places:
+                    self.found[(node, index)] = gradient
+
+    def results(self) -> list[Tensor | None]:
+        """Return the gradient of each target."""
+        if self.targets is None:
+            return []
+        keys = [id(t) if t._node is None else (t._node, t._index) for t in self.targets]
+        found = [self.found.get(key) for key in keys]
+        if self.create_graph:
+            return found
+        return [None if g is None else self._own(g) for g in found]
+
+
+def _check_finite(
+    node: GradNode, cotangents: list[Tensor | None], results: list[Tensor | None]
+) -> None:
+    """Raise if NaN or infinity appears in ``results`` though the ``cotangents`` are finite."""
+    for gradient in results:
+        if gradient is None or not dtypes.is_float(gradient.dtype):
+            continue
+        bad = first_non_finite(gradient._data)
+        if bad is None:
+            continue
+        if any(c is not None and first_non_finite(c._data) is not None for c in cotangents):
+            return
+        place = f", called at {node.location}" if node.location else ""
+        raise AnomalyError(
+            f"{node.name}: {bad} appeared in the gradient, in the backward pass of the call"
+            f"{place or ' (recorded before anomaly detection was on)'}"
+        )
+
+
+def first_non_finite(array: Any) -> float | None:
+    """Return the first NaN or infinity in ``array``, or None."""
+    finite = modes.quiet(np.isfinite, array)
+    if finite.all():
+        return None
+    return float(np.asarray(array)[~finite].flat[0])

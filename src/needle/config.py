@@ -1,0 +1,201 @@
+"""Modes: whether gradients are recorded, whether anomalies are looked for. One set for each thread."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from needle.autograd import SavedValueHook
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Modes(threading.local):
+    """The modes of the current thread.
+
+    Attributes:
+        grad: whether ops on tensors that require gradients are recorded.
+        inference: whether results may never take part in a backward pass.
+        anomaly: whether each result is checked for NaN and infinity.
+        saved_value_hook: replaces the values kept for the backward pass (rematerialisation).
+        quiet: runs a function with NumPy's floating-point warnings off. NumPy keeps that setting in a
+            context variable, so running in a context of our own costs 40 ns, where ``np.errstate`` costs
+            1,100 ns, and leaves the user's setting alone.
+    """
+
+    def __init__(self) -> None:
+        self.grad = True
+        self.inference = False
+        self.anomaly = False
+        self.saved_value_hook: SavedValueHook | None = None
+        context = contextvars.copy_context()
+        context.run(functools.partial(np.seterr, all="ignore"))
+        self.quiet = context.run
+
+
+modes = Modes()
+
+
+class Mode:
+    """Base of the mode switches: a context manager, also usable as a decorator."""
+
+    #: The modes to set while inside.
+    settings: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        self._previous: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._previous.append({name: getattr(modes, name) for name in self.settings})
+        for name, value in self.settings.items():
+            setattr(modes, name, value)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for name, value in self._previous.pop().items():
+            setattr(modes, name, value)
+
+    def __call__(self, function: F) -> F:
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with type(self)():
+                return function(*args, **kwargs)
+
+        return inside  # type: ignore[return-value]
+
+
+class no_grad(Mode):  # noqa: N801
+    """Do not record ops: results require no gradient.
+
+    Example:
+        >>> w = ndl.Tensor([1.0, 2.0])
+        >>> with ndl.no_grad():
+        ...     w -= 0.5
+        >>> w
+        Tensor([0.5, 1.5], requires_grad=True)
+    """
+
+    settings = {"grad": False}
+
+
+class enable_grad(Mode):  # noqa: N801
+    """Record ops again, inside of `no_grad`.
+
+    Example:
+        >>> w = ndl.Tensor(3.0)
+        >>> with ndl.no_grad(), ndl.enable_grad():
+        ...     (w * w).requires_grad
+        True
+    """
+
+    settings = {"grad": True, "inference": False}
+
+
+class inference_mode(Mode):  # noqa: N801
+    """Like `no_grad`, for pure inference: results may never enter a backward pass.
+
+    Saves the bookkeeping that a tensor needs to take part in one later.
+
+    Example:
+        >>> w = ndl.Tensor(3.0)
+        >>> with ndl.inference_mode():
+        ...     y = w * w
+        >>> y.requires_grad
+        False
+    """
+
+    settings = {"grad": False, "inference": True}
+
+
+class detect_anomaly(Mode):  # noqa: N801
+    """Raise at the op in which a NaN or an infinity first appears, forward or backward.
+
+    Raises:
+        AnomalyError: with the op and the user's line. Every op is checked, so this is slow.
+
+    Example:
+        >>> x = ndl.Tensor([1.0, 0.0])
+        >>> with ndl.detect_anomaly():
+        ...     x.log()
+        Traceback (most recent call last):
+        ...
+        needle.errors.AnomalyError: log: -inf appeared in the result at ...
+    """
+
+    settings = {"anomaly": True}
+
+
+class set_grad_enabled(Mode):  # noqa: N801
+    """Switch recording on or off; as a statement, or for a ``with`` block.
+
+    Args:
+        mode: whether to record.
+
+    Example:
+        >>> w = ndl.Tensor(3.0)
+        >>> with ndl.set_grad_enabled(False):
+        ...     (w * w).requires_grad
+        False
+    """
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self._previous.append({"grad": modes.grad})
+        modes.grad = mode
+
+    def __enter__(self) -> None:
+        pass
+
+
+class set_detect_anomaly(Mode):  # noqa: N801
+    """Switch anomaly detection on or off; as a statement, or for a ``with`` block.
+
+    Args:
+        mode: whether to check the result of every op; see `detect_anomaly`.
+
+    Example:
+        >>> with ndl.set_detect_anomaly(True):
+        ...     ndl.exp(ndl.asarray(1e4))
+        Traceback (most recent call last):
+        ...
+        needle.errors.AnomalyError: exp: inf appeared in the result at ...
+    """
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self._previous.append({"anomaly": modes.anomaly})
+        modes.anomaly = mode
+
+    def __enter__(self) -> None:
+        pass
+
+
+def is_grad_enabled() -> bool:
+    """Return whether ops are being recorded in this thread.
+
+    Example:
+        >>> ndl.is_grad_enabled()
+        True
+    """
+    return modes.grad
+
+
+def is_inference_mode_enabled() -> bool:
+    """Return whether this thread is inside of `inference_mode`.
+
+    Example:
+        >>> ndl.is_inference_mode_enabled()
+        False
+    """
+    return modes.inference

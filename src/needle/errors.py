@@ -1,0 +1,85 @@
+"""The exceptions of needle: each is a subclass of the builtin that fits, and each teaches.
+
+A message says what was wrong (with the shapes, and what they mean), where (the path of the layer, when
+it happened inside a module), and the way out.
+"""
+
+from __future__ import annotations
+
+
+class NeedleError(Exception):
+    """Base of all errors that needle raises.
+
+    Attributes:
+        path: names of the modules that were being called, innermost first; modules add their own
+            name while the exception passes through them, so that the message can say
+            ``model.blocks.2.fc``.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path: list[str] = []
+
+    def __str__(self) -> str:
+        if not self.path:
+            return self.message
+        return f"{'.'.join(reversed(self.path))}: {self.message}"
+
+
+class ShapeError(NeedleError, ValueError):
+    """Shapes that do not fit the op or each other."""
+
+
+class DTypeError(NeedleError, TypeError):
+    """A dtype that the op does not take, or that does not exist."""
+
+
+class AxisError(NeedleError, ValueError, IndexError):
+    """An axis outside of the tensor's rank, or given twice."""
+
+
+class OutOfRangeError(NeedleError, IndexError):
+    """An index or a class label outside of the valid range."""
+
+
+class ArgumentError(NeedleError, ValueError):
+    """An argument (not a tensor) whose value makes no sense."""
+
+
+class ArgumentTypeError(NeedleError, TypeError):
+    """An argument of a type that is not accepted."""
+
+
+class DeviceError(NeedleError, RuntimeError):
+    """A device that does not exist, or tensors on different devices."""
+
+
+class GradientError(NeedleError, RuntimeError):
+    """Automatic differentiation was asked for something it cannot do."""
+
+
+class AnomalyError(NeedleError, ArithmeticError):
+    """A NaN or an infinity appeared while anomaly detection was on."""
+
+
+class DataError(NeedleError, ValueError):
+    """A data file that is corrupt, truncated, or not what it says it is."""
+
+
+class CheckpointError(NeedleError, ValueError):
+    """A checkpoint that is corrupt, incomplete, or does not fit."""
+
+
+class StateDictError(NeedleError, RuntimeError):
+    """A state dict whose keys or shapes do not fit the module."""
+
+
+class MissingExtraError(NeedleError, ImportError):
+    """An optional dependency that is not installed; the message names the extra."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {module!r}, which is not installed; "
+            f"install it with: pip install 'needle-dl[{extra}]'"
+        )

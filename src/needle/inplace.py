@@ -1,0 +1,137 @@
+"""Writing to a tensor: ``x += y``, ``x[i] = v``, `copy_`, with the checks that keep gradients right.
+
+A write computes the new value with an op, as out of place, then stores it. The storage's version is bumped, so
+that a backward pass which needs the old value is an error, never a wrong gradient; and the tensor takes
+over the history of the new value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from needle import dtypes
+from needle.autograd import OpNode, check_history
+from needle.config import modes
+from needle.devices import META
+from needle.errors import ArgumentError, DTypeError, GradientError, ShapeError
+from needle.ops.engine import as_tensor
+from needle.ops.record import OpFunction
+from needle.tensor import Tensor
+
+
+def update(target: Tensor, function: OpFunction[..., Any], *others: Any) -> Tensor:
+    """Replace the values of ``target`` by ``function(target, *others)``.
+
+    Raises:
+        GradientError: gradients are recorded and ``target`` is a leaf that requires one.
+        ShapeError: the result has another shape.
+        DTypeError: the result does not convert to the dtype of ``target``.
+    """
+    record = function.op
+    recording = modes.grad and (
+        target._requires_grad or any(isinstance(o, Tensor) and o._requires_grad for o in others)
+    )
+    if not recording and isinstance(record.reference, np.ufunc) and target.device is not META:
+        if dtypes.is_float(target.dtype):
+            values = [as_tensor(o, target.dtype) if _is_number(o) else as_tensor(o) for o in others]
+            if all(v.dtype == target.dtype for v in values) and _writable(target):
+                arrays = [target._data, *(v._data for v in values)]
+                if all(a.ndim <= target.ndim for a in arrays) and (
+                    np.broadcast_shapes(*(a.shape for a in arrays)) == target.shape
+                ):
+                    modes.quiet(record.reference, *arrays, out=target._data)
+                    _bump(target)
+                    return target
+    return assign(target, function(target, *others), record.name)
+
+
+def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
+    """Store ``value`` in ``target``, of the same shape, and take over its history.
+
+    Args:
+        target: the tensor to overwrite.
+        value: the new value.
+        name: what the errors call the operation.
+    """
+    if value.shape != target.shape:
+        raise ShapeError(
+            f"in-place {name}: the result has shape {list(value.shape)}, the tensor "
+            f"{list(target.shape)}; an in-place operation cannot change the shape"
+        )
+    if value.dtype != target.dtype:
+        check_cast(value.dtype, target.dtype, name)
+        value = value.astype(target.dtype)
+    recording = modes.grad and (target._requires_grad or value._requires_grad)
+    if recording:
+        _check_leaf(target, name)
+        check_history(target, f"in-place {name}")
+    if target.device is META:
+        return target
+    _writable(target)
+    np.copyto(target._data, value._data)
+    _bump(target)
+    if modes.grad:
+        target._node = value._node
+        target._index = value._index
+        target._requires_grad = value._requires_grad
+    if target._version is not None:
+        target._history = target._version[0]
+    return target
+
+
+def check_cast(source: Any, target: Any, name: str) -> None:
+    """Raise if storing ``source`` in ``target`` would lose the kind (float → int → bool)."""
+    rank = [
+        2 if dtypes.is_float(d) else 1 if dtypes.is_integer(d) else 0 for d in (source, target)
+    ]
+    if rank[0] > rank[1]:
+        raise DTypeError(
+            f"in-place {name}: the result is {source.name} and would be cut to {target.name}; "
+            "convert the tensor with astype() first, or the value if that is meant"
+        )
+
+
+def _check_leaf(target: Tensor, name: str) -> None:
+    if target._requires_grad and target._node is None:
+        raise GradientError(
+            f"in-place {name}: a leaf that requires a gradient is overwritten while ops are recorded; "
+            "put the update inside `with ndl.no_grad():`, or write to a clone()"
+        )
+    # A view of such a leaf writes to the leaf's storage all the same.
+    node = target._node
+    while isinstance(node, OpNode) and node.op.may_alias and node.edges:
+        edge = node.edges[0]
+        if isinstance(edge, Tensor):
+            if edge._version is target._version:
+                raise GradientError(
+                    f"in-place {name}: this is a view of a leaf that requires a gradient, which would be "
+                    "overwritten; write to a clone(), or inside `with ndl.no_grad():`"
+                )
+            return
+        if edge is None:
+            return
+        node = edge[0]
+
+
+def _writable(target: Tensor) -> bool:
+    if not target._data.flags.writeable:
+        raise ArgumentError(
+            "in-place write to a read-only tensor (expanded from fewer elements, or made from a "
+            "read-only array); clone() it first"
+        )
+    return True
+
+
+def _bump(target: Tensor) -> None:
+    if target._version is not None:
+        target._version[0] += 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+Update = Callable[..., Tensor]

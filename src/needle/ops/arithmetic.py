@@ -1,0 +1,531 @@
+"""Arithmetic, element by element: + − × ÷, powers, rounding, extrema, bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from needle.errors import ArgumentError
+from needle.ops.comparison import where
+from needle.ops.elementwise import TensorLike, elementwise, widened
+from needle.ops.engine import as_tensor
+from needle.ops.record import composite
+from needle.ops.samples import (
+    Array,
+    Sample,
+
+    bad,
+    binary_samples,
+    bools,
+    distinct,
+    integers,
+    normal,
+
+    uniform,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from needle.tensor import Tensor
+
+NUMBERS = ("integer", "float")
+BITS = ("bool", "integer")
+
+@elementwise(np.add, vjp={"x": lambda g: g, "y": lambda g: g})
+def add(x: TensorLike, y: TensorLike) -> Tensor:
+    """Sum of two tensors: ``x + y``.
+
+    Args:
+        x: any shape and dtype.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.add(ndl.arange(3), 0.5)
+        Tensor([0.5, 1.5, 2.5])
+    """
+
+@elementwise(np.subtract, takes=NUMBERS, aliases=("sub",), vjp={"x": lambda g: g, "y": lambda g: -g})
+def subtract(x: TensorLike, y: TensorLike) -> Tensor:
+    """Difference of two tensors: ``x − y``.
+
+    Args:
+        x: integers or floats of any shape.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+        DTypeError: both are bool (use ``logical_xor``).
+
+    Example:
+        >>> ndl.subtract(ndl.arange(3), 1)
+        Tensor([-1, 0, 1], dtype=int64)
+    """
+
+@elementwise(
+    np.multiply, aliases=("mul",), vjp={"x": lambda g, y: g * y, "y": lambda g, x: g * x}
+)
+def multiply(x: TensorLike, y: TensorLike) -> Tensor:
+    """Product of two tensors, element by element: ``x · y``.
+
+    Args:
+        x: any shape and dtype.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.multiply(ndl.arange(3), ndl.arange(3))
+        Tensor([0, 1, 4], dtype=int64)
+    """
+
+@elementwise(
+    np.divide,
+    to_float=True,
+    aliases=("div", "true_divide"),
+    vjp={"x": lambda g, y: g / y, "y": lambda g, out, y: -g * out / y},
+    samples=binary_samples(second=(0.5, 3.0)),
+)
+def divide(x: TensorLike, y: TensorLike) -> Tensor:
+    """Quotient of two tensors: ``x / y``; integers are converted to float32 first.
+
+    Args:
+        x: any shape and dtype.
+        y: a shape that broadcasts with ``x``. Division by zero gives ±inf or NaN.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.divide(1, ndl.arange(1, 3))
+        Tensor([1. , 0.5])
+    """
+
+def _integer_pairs() -> Iterable[Sample]:
+    yield Sample((integers(-9, 10, 3, 4), integers(1, 5, 4)), label="integers")
+    yield Sample((integers(-9, 10, 3), -2), label="negative divisor")
+    yield Sample((uniform(-9, 9, 3, 4), uniform(0.5, 3, 4)), label="floats", is_smooth=False)
+    yield Sample((uniform(-9, 9, 0), 2.0), label="empty", is_smooth=False)
+    yield Sample((np.array([5.0, np.inf, np.nan, -5.0]), 3.0), label="special", is_smooth=False)
+    yield bad(ArgumentError, "zero", integers(1, 5, 3), 0)
+
+def _nonzero(function: np.ufunc, name: str) -> object:
+    # NumPy answers 0 for an integer divided by zero, with a warning; a silently wrong result.
+    def compute(x: Array, y: Array) -> Array:
+        if x.dtype.kind in "iu" and not y.all():
+            raise ArgumentError(f"{name}: an integer is divided by zero; test the divisor first")
+        return function(x, y)  # type: ignore[no-any-return]
+
+    return compute
+
+@elementwise(
+    _nonzero(np.floor_divide, "floor_divide"),  # type: ignore[arg-type]
+    takes=NUMBERS,
+    vjp={"x": lambda g, x: x * 0, "y": lambda g, y: y * 0},
+    samples=_integer_pairs,
+)
+def floor_divide(x: TensorLike, y: TensorLike) -> Tensor:
+    """Quotient rounded towards minus infinity: ``⌊x / y⌋``. Its derivative is zero.
+
+    Args:
+        x: integers or floats of any shape.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        ArgumentError: an integer is divided by zero.
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.floor_divide(ndl.asarray([7, -7]), 2)
+        Tensor([ 3, -4], dtype=int64)
+    """
+
+@elementwise(
+    _nonzero(np.remainder, "remainder"),  # type: ignore[arg-type]
+    takes=NUMBERS,
+    vjp={"x": lambda g: g, "y": lambda g, x, y: -g * floor_divide(x, y)},
+    samples=_integer_pairs,
+)
+def remainder(x: TensorLike, y: TensorLike) -> Tensor:
+    """Remainder with the sign of the divisor: ``x − ⌊x / y⌋ · y``.
+
+    Args:
+        x: integers or floats of any shape.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        ArgumentError: an integer is divided by zero.
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.remainder(ndl.asarray([7, -7]), 3)
+        Tensor([1, 2], dtype=int64)
+    """
+
+def _power(x: Array, y: Array) -> Array:
+    if x.dtype.kind == "i" and (y < 0).any():
+        raise ArgumentError("pow: integers to negative powers are no integers; convert x to float")
+    return np.power(x, y)  # type: ignore[no-any-return]
+
+def _power_samples() -> Iterable[Sample]:
+    yield from binary_samples(0.3, 3.0, second=(-2.0, 2.0))()
+    yield Sample((uniform(-2, 2, 3, 4), 2), label="square")
+    yield Sample((uniform(-2, 2, 3, 4), 3.0), label="cube")
+    yield Sample((uniform(0.2, 2, 5), -1), label="reciprocal")
+    yield Sample((2.0, uniform(-2, 2, 3)), label="number base", has_peer=False)
+    yield Sample((integers(-4, 5, 3, 4), 3), label="integers")
+    yield bad(ArgumentError, "negative powers", integers(1, 5, 3), integers(-3, 0, 3))
+
+@elementwise(
+    _power,
+    takes=NUMBERS,
+    aliases=("power",),
+    # Where the exponent is 0 the derivative is 0, also at x = 0 where x**(y − 1) is infinite; where the
+    # base is 0, the derivative by a positive exponent is 0, not 0 · log 0.
+    vjp={
+        "x": lambda g, x, y: g * where(y == 0, 0.0, y * x ** where(y == 0, 1.0, y - 1)),
+        "y": lambda g, out, x: g * out * where(x == 0, 0.0, where(x == 0, 1.0, x).log()),
+    },
+    samples=_power_samples,
+)
+def pow(x: TensorLike, y: TensorLike) -> Tensor:
+    """Power: ``x ** y``.
+
+    Args:
+        x: integers or floats of any shape.
+        y: a shape that broadcasts with ``x``. A negative base with a fractional exponent gives NaN.
+
+    Raises:
+        ArgumentError: integers with negative exponents.
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.pow(ndl.asarray([1.0, 2.0, 3.0]), 2)
+        Tensor([1., 4., 9.])
+    """
+
+@elementwise(np.negative, takes=NUMBERS, aliases=("neg",), vjp={"x": lambda g: -g})
+def negative(x: TensorLike) -> Tensor:
+    """Negation: ``−x``.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.negative(ndl.arange(3))
+        Tensor([ 0, -1, -2], dtype=int64)
+    """
+
+@elementwise(np.absolute, takes=NUMBERS, aliases=("absolute",), vjp={"x": lambda g, x: g * sign(x)})
+def abs(x: TensorLike) -> Tensor:
+    """Absolute value: ``|x|``; the derivative at 0 is taken as 0.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.abs(ndl.asarray([-1.5, 2.0]))
+        Tensor([1.5, 2. ])
+    """
+
+@elementwise(np.square, takes=NUMBERS, vjp={"x": lambda g, x: g * (x * 2)})
+def square(x: TensorLike) -> Tensor:
+    """Square: ``x²``.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.square(ndl.asarray([-1.5, 2.0]))
+        Tensor([2.25, 4.  ])
+    """
+
+@elementwise(
+    widened(np.sign), takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer=lambda t, x: np.sign(x)
+)
+def sign(x: TensorLike) -> Tensor:
+    """Sign: −1, 0 or 1; NaN stays NaN. Its derivative is zero.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.sign(ndl.asarray([-1.5, 0.0, 2.0]))
+        Tensor([-1.,  0.,  1.])
+    """
+
+@elementwise(np.floor, takes=NUMBERS, vjp={"x": lambda g: g * 0})
+def floor(x: TensorLike) -> Tensor:
+    """Largest integer not above: ``⌊x⌋``, in the dtype of ``x``. Its derivative is zero.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.floor(ndl.asarray([-1.5, 2.7]))
+        Tensor([-2.,  2.])
+    """
+
+@elementwise(np.ceil, takes=NUMBERS, vjp={"x": lambda g: g * 0})
+def ceil(x: TensorLike) -> Tensor:
+    """Smallest integer not below: ``⌈x⌉``, in the dtype of ``x``. Its derivative is zero.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.ceil(ndl.asarray([-1.5, 2.2]))
+        Tensor([-1.,  3.])
+    """
+
+@elementwise(np.trunc, takes=NUMBERS, vjp={"x": lambda g: g * 0})
+def trunc(x: TensorLike) -> Tensor:
+    """The integer next to ``x`` towards zero, in the dtype of ``x``. Its derivative is zero.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.trunc(ndl.asarray([-1.5, 2.7]))
+        Tensor([-1.,  2.])
+    """
+
+@elementwise(np.rint, takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer="round")
+def round(x: TensorLike) -> Tensor:
+    """Nearest integer, halves to the even one, in the dtype of ``x``. Its derivative is zero.
+
+    Args:
+        x: integers or floats of any shape.
+
+    Example:
+        >>> ndl.round(ndl.asarray([0.5, 1.5, -1.2]))
+        Tensor([ 0.,  2., -1.])
+    """
+
+def _extremum_samples() -> Iterable[Sample]:
+    yield from binary_samples()()
+    yield Sample((np.array([1.0, 2.0]), np.array([1.0, 3.0])), label="tie", is_smooth=False)
+    yield Sample((bools(3, 4), bools(4)), label="bool")
+
+# Where both are equal each gets half, so that the derivatives still add up to one.
+@elementwise(
+    np.maximum,
+    vjp={
+        "x": lambda g, x, y: g * ((x > y).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
+        "y": lambda g, x, y: g * ((y > x).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
+    },
+    samples=_extremum_samples,
+)
+def maximum(x: TensorLike, y: TensorLike) -> Tensor:
+    """The larger of two, element by element; NaN if one is NaN.
+
+    Args:
+        x: any shape and dtype.
+        y: a shape that broadcasts with ``x``. Where both are equal each gets half of the gradient.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.maximum(ndl.arange(3), 1)
+        Tensor([1, 1, 2], dtype=int64)
+    """
+
+@elementwise(
+    np.minimum,
+    vjp={
+        "x": lambda g, x, y: g * ((x < y).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
+        "y": lambda g, x, y: g * ((y < x).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
+    },
+    samples=_extremum_samples,
+)
+def minimum(x: TensorLike, y: TensorLike) -> Tensor:
+    """The smaller of two, element by element; NaN if one is NaN.
+
+    Args:
+        x: any shape and dtype.
+        y: a shape that broadcasts with ``x``. Where both are equal each gets half of the gradient.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.minimum(ndl.arange(3), 1)
+        Tensor([0, 1, 1], dtype=int64)
+    """
+
+def _clip_samples() -> Iterable[Sample]:
+    yield Sample((distinct(3, 4), -0.4, 0.3))
+    yield Sample((distinct(3, 4), None, 0.3), label="max only")
+    yield Sample((distinct(3, 4), -0.2), label="min only")
+    yield Sample((distinct(3, 4), normal(4) - 2, normal(4) + 2), label="tensor bounds")
+    yield Sample((integers(-9, 9, 5), -3, 4), label="integers")
+    yield Sample((np.array([np.nan, np.inf, -np.inf]), -1.0, 1.0), label="special", is_smooth=False)
+    yield bad(ArgumentError, "min and max", distinct(3))
+
+@composite(samples=_clip_samples, aliases=("clamp",), is_method=True, peer="clamp")
+def clip(x: TensorLike, min: TensorLike | None = None, max: TensorLike | None = None) -> Tensor:
+    """Limit to an interval: ``min`` where ``x < min``, ``max`` where ``x > max``, else ``x``.
+
+    Args:
+        x: any shape, integers or floats. NaN stays NaN.
+        min: lower bound, or None for none; broadcasts with ``x``.
+        max: upper bound, or None for none; broadcasts with ``x``.
+
+    Raises:
+        ArgumentError: neither bound is given.
+
+    Example:
+        >>> ndl.clip(ndl.arange(5), 1, 3)
+        Tensor([1, 1, 2, 3, 3], dtype=int64)
+    """
+    if min is None and max is None:
+        raise ArgumentError("clip: min and max are both None; give at least one bound")
+    result = as_tensor(x)
+    if min is not None:
+        result = where(result < min, min, result)
+    if max is not None:
+        result = where(result > max, max, result)
+    return result
+
+def _bit_samples() -> Iterable[Sample]:
+    yield Sample((integers(-9, 9, 3, 4), integers(-9, 9, 4)))
+    yield Sample((bools(3, 4), bools(4)), label="bool")
+    yield Sample((integers(0, 9, 3, 4).astype(np.uint8), 3), label="uint8")
+
+def _shift_samples() -> Iterable[Sample]:
+    yield Sample((integers(-9, 9, 3, 4), integers(0, 5, 4)))
+    yield Sample((integers(0, 9, 3, 4).astype(np.int32), 3), label="int32")
+
+@elementwise(np.bitwise_and, takes=BITS, samples=_bit_samples)
+def bitwise_and(x: TensorLike, y: TensorLike) -> Tensor:
+    """Bits set in both: ``x & y``.
+
+    Args:
+        x: integers or bools.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        DTypeError: an operand is floating.
+
+    Example:
+        >>> ndl.bitwise_and(6, ndl.asarray([3, 4]))
+        Tensor([2, 4], dtype=int64)
+    """
+
+@elementwise(np.bitwise_or, takes=BITS, samples=_bit_samples)
+def bitwise_or(x: TensorLike, y: TensorLike) -> Tensor:
+    """Bits set in either: ``x | y``.
+
+    Args:
+        x: integers or bools.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        DTypeError: an operand is floating.
+
+    Example:
+        >>> ndl.bitwise_or(6, ndl.asarray([3, 4]))
+        Tensor([7, 6], dtype=int64)
+    """
+
+@elementwise(np.bitwise_xor, takes=BITS, samples=_bit_samples)
+def bitwise_xor(x: TensorLike, y: TensorLike) -> Tensor:
+    """Bits set in one but not both: ``x ^ y``.
+
+    Args:
+        x: integers or bools.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        DTypeError: an operand is floating.
+
+    Example:
+        >>> ndl.bitwise_xor(6, ndl.asarray([3, 4]))
+        Tensor([5, 2], dtype=int64)
+    """
+
+def _invert_samples() -> Iterable[Sample]:
+    yield Sample((integers(-9, 9, 3, 4),))
+    yield Sample((bools(3, 4),), label="bool")
+
+@elementwise(
+    np.invert, takes=BITS, aliases=("invert",), samples=_invert_samples, peer="bitwise_not"
+)
+def bitwise_invert(x: TensorLike) -> Tensor:
+    """All bits flipped: ``~x``; for bools, negation.
+
+    Args:
+        x: integers or bools.
+
+    Raises:
+        DTypeError: the operand is floating.
+
+    Example:
+        >>> ndl.bitwise_invert(ndl.asarray([0, 1]))
+        Tensor([-1, -2], dtype=int64)
+    """
+
+@elementwise(np.left_shift, takes=("integer",), samples=_shift_samples)
+def bitwise_left_shift(x: TensorLike, y: TensorLike) -> Tensor:
+    """Bits moved up: ``x · 2^y``.
+
+    Args:
+        x: integers.
+        y: how far, at least 0 and below the number of bits; broadcasts with ``x``.
+
+    Raises:
+        DTypeError: an operand is not integer.
+
+    Example:
+        >>> ndl.bitwise_left_shift(1, ndl.arange(4))
+        Tensor([1, 2, 4, 8], dtype=int64)
+    """
+
+@elementwise(np.right_shift, takes=("integer",), samples=_shift_samples)
+def bitwise_right_shift(x: TensorLike, y: TensorLike) -> Tensor:
+    """Bits moved down, the sign kept: ``⌊x / 2^y⌋``.
+
+    Args:
+        x: integers.
+        y: how far, at least 0 and below the number of bits; broadcasts with ``x``.
+
+    Raises:
+        DTypeError: an operand is not integer.
+
+    Example:
+        >>> ndl.bitwise_right_shift(8, ndl.arange(4))
+        Tensor([8, 4, 2, 1], dtype=int64)
+    """
+
+__all__ = [
+    "abs",
+    "add",
+    "bitwise_and",
+    "bitwise_invert",
+    "bitwise_left_shift",
+    "bitwise_or",
+    "bitwise_right_shift",
+    "bitwise_xor",
+    "ceil",
+    "clip",
+    "divide",
+    "floor",
+    "floor_divide",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negative",
+    "pow",
+    "remainder",
+    "round",
+    "sign",
+    "square",
+    "subtract",
+    "trunc",
+]

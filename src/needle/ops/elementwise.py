@@ -1,0 +1,164 @@
+"""The elementwise family: what all ops that broadcast their inputs share.
+
+An elementwise op is declared by a signature with a docstring, its NumPy function and its gradient:
+
+    @elementwise(np.exp, to_float=True, vjp={"x": lambda g, out: g * out})
+    def exp(x: TensorLike) -> Tensor:
+        '''Exponential …'''
+
+Conversion, promotion, shape inference and broadcasting of the gradient are the family's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
+
+import numpy as np
+
+from needle.dtypes import DType, accumulation_dtype, float_dtype, is_float, is_integer
+from needle.errors import DTypeError
+from needle.ops.engine import as_tensor, engine, promoted
+from needle.ops.record import Kind, Lowering, Op, OpFunction, Rule, attach
+from needle.ops.samples import Array, Samples, binary_samples, unary_samples
+from needle.shapes import Spec, broadcast_shapes
+
+if TYPE_CHECKING:
+    from needle.tensor import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: What a public function takes where it needs a tensor.
+TensorLike = Union["Tensor", Array, float, int, bool]
+
+CATEGORIES = ("bool", "integer", "float")
+
+
+def category(dtype: DType) -> str:
+    """Return "bool", "integer" or "float"."""
+    return "float" if is_float(dtype) else "integer" if is_integer(dtype) else "bool"
+
+
+def widened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` computing in float32 where its arrays are 16-bit floats.
+
+    The result is rounded once, to the 16-bit dtype of the first array.
+    """
+
+    def compute(*arrays: Array, **attrs: Any) -> Any:
+        dtype = arrays[0].dtype
+        wide = accumulation_dtype(dtype)
+        if wide == dtype:
+            return function(*arrays, **attrs)
+        result = function(*(a.astype(wide) if a.dtype == dtype else a for a in arrays), **attrs)
+        return result.astype(dtype) if result.dtype == wide else result
+
+    return compute
+
+
+def elementwise(
+    reference: Callable[..., Any],
+    *,
+    takes: Iterable[str] = CATEGORIES,
+    to_float: bool = False,
+    result: DType | None = None,
+    vjp: Mapping[str, Rule] | None = None,
+    lower: Lowering | None = None,
+    samples: Samples | None = None,
+    aliases: Iterable[str] = (),
+    is_method: bool = True,
+    peer: str | Callable[..., Any] | None = "",
+) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
+    """Declare the decorated signature as an elementwise op.
+
+    Args:
+        reference: the NumPy function; its inputs have one common dtype.
+        takes: the categories of dtypes that the op accepts.
+        to_float: whether integers and bools are converted to the default float first.
+        result: dtype of the result; the inputs' common dtype if not given.
+        vjp: a rule for each differentiable input.
+        lower: how the compiler builds it.
+        samples: inputs for the tests; by default values in (−3, 3).
+        aliases: further names.
+        is_method: whether it becomes a Tensor method.
+        peer: the PyTorch function; by default that of the same name.
+    """
+    accepted = frozenset(CATEGORIES if to_float else takes)
+
+    def decorate(function: Callable[P, R]) -> OpFunction[P, R]:
+        name = function.__name__
+        inputs = tuple(inspect.signature(function).parameters)
+
+        def infer(*specs: Spec) -> Spec:
+            dtype = specs[0].dtype
+            check_dtype(dtype)
+            shape = specs[0].shape
+            if len(specs) > 1:
+                shape = broadcast_shapes(*(s.shape for s in specs), op=name)
+            return Spec(shape, result or dtype)
+
+        def check_dtype(dtype: DType) -> None:
+            if category(dtype) not in accepted:
+                wanted = " or ".join(c for c in CATEGORIES if c in accepted)
+                raise DTypeError(
+                    f"{name}: takes {wanted} tensors, got {dtype.name}; convert with astype()"
+                )
+
+        record = Op(
+            name=name,
+            function=cast("Callable[..., Any]", function),
+            samples=samples or (unary_samples() if len(inputs) == 1 else binary_samples()),
+            aliases=tuple(aliases),
+            is_method=is_method,
+            peer=name if peer == "" else peer,
+            kind=Kind.ELEMENTWISE,
+            infer=infer,
+            reference=reference,
+            vjp=vjp,
+            lower=lower,
+            inputs=inputs,
+            promotion=accepted,
+        )
+
+        def unary(x: Any) -> Any:
+            t = as_tensor(x)
+            dtype = t.dtype
+            if to_float and float_dtype(dtype) != dtype:
+                t = t.astype(float_dtype(dtype))
+            elif category(dtype) not in accepted:
+                check_dtype(dtype)
+            return engine.apply(record, (t,), {})
+
+        def nary(*values: Any) -> Any:
+            tensors = promoted(*values)
+            dtype = tensors[0].dtype
+            if to_float and float_dtype(dtype) != dtype:
+                tensors = tuple(t.astype(float_dtype(dtype)) for t in tensors)
+            elif category(dtype) not in accepted:
+                check_dtype(dtype)
+            return engine.apply(record, tensors, {})
+
+        def binary(x: Any, y: Any) -> Any:
+            return nary(x, y)
+
+        front = unary if len(inputs) == 1 else binary if len(inputs) == 2 else nary
+        public = cast("Callable[P, R]", wear(front, function))
+        record.function = public
+        return attach(record, public)
+
+    return decorate
+
+
+def wear(front: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``front`` under the name, signature and documentation of ``function``."""
+    for attribute in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
+        setattr(front, attribute, getattr(function, attribute))
+    front.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return front
+
+
+def constant_like(array: Array, value: float) -> Any:
+    """Return ``value`` as a scalar of the array's dtype, so that NumPy keeps that dtype."""
+    return np.asarray(value, dtype=array.dtype)

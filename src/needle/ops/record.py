@@ -1,0 +1,325 @@
+"""The op record: everything that needle knows about an op, in one place.
+
+    @op(kind=…, infer=…, reference=…, vjp={"x": lambda g, …: …}, samples=…)
+    def name(x: TensorLike, …) -> Tensor:
+        '''Public documentation.'''
+        …normalise the arguments…
+        return apply(name, x, axis=…)
+
+The decorated function stays an ordinary function, the public one; its record hangs on it as
+``name.op`` and in the `REGISTRY`. Tensor methods, generated tests, the NumPy oracle, the reference
+page and the type stub are derived from the registry. Composite functions, written with other ops, register
+with `composite` to get the same, except what only a primitive has.
+
+A vjp rule is a function of what it names, and only what a rule names is kept alive for the backward pass:
+
+========================  ====================================================================
+parameter                 receives
+========================  ====================================================================
+``g``                     the cotangent of the result (a tuple, for several results)
+``out``                   the result (a tuple, for several results)
+an input's name           that input, as a tensor
+``x_shape``, ``x_dtype``  shape or dtype of the input ``x``, without keeping its values
+an attribute's name       that attribute
+``i``                     which of the variadic inputs the cotangent is asked for
+========================  ====================================================================
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
+
+from needle.ops.samples import Sample, Samples
+from needle.shapes import Shape, Spec
+
+if TYPE_CHECKING:
+    from needle.tensor import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Rule = Callable[..., Any]
+Infer = Callable[..., Any]
+
+
+class Kind(enum.Enum):
+    """The trait by which passes and engines treat ops alike, so that nobody lists op names."""
+
+    ELEMENTWISE = "elementwise"  #: broadcasts its inputs; cotangents are summed back to their shapes
+    REDUCTION = "reduction"  #: combines the elements along axes
+    MOVEMENT = "movement"  #: only moves elements; may return a view
+    CONTRACTION = "contraction"  #: sums of products: matmul, convolution
+    INDEXING = "indexing"  #: moves elements to or from places given by integer tensors
+    SCAN = "scan"  #: runs along an axis: cumulative sums, sorting
+    RANDOM = "random"  #: a pure function of a generator's state
+
+
+class Lowering(Protocol):
+    """How the compiler builds the op: in terms of a builder, so that ops import no backend."""
+
+    def __call__(self, builder: Any, *inputs: Any, **attrs: Any) -> Any:
+        """Emit the op for one element or one tile and return its value."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """What primitives and composites have in common: a public function, samples, a peer.
+
+    Attributes:
+        name: the public name, which is also the Tensor method's.
+        function: the public function.
+        samples: yields inputs that exercise it.
+        aliases: further names of the function and method.
+        is_method: whether `Tensor` has it as a method (its first parameter is then the tensor).
+        peer: how PyTorch spells it, as a path below ``torch`` or a function of ``torch`` and the sample's
+            arguments; None when PyTorch has no such thing.
+        module: where the function is defined.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    samples: Samples
+    aliases: tuple[str, ...] = ()
+    is_method: bool = True
+    peer: str | Callable[..., Any] | None = None
+    differentiable: bool = True
+
+    @property
+    def module(self) -> str:
+        """The module that defines the function."""
+        return self.function.__module__
+
+    def draw_samples(self) -> list[Sample]:
+        """Return the samples, each with a label unique within the entry."""
+        return list(self.samples())
+
+
+@dataclass(eq=False)
+class Op(Entry):
+    """The record of a primitive op.
+
+    Attributes:
+        kind: the trait that engines and passes dispatch on.
+        infer: from the specs of the inputs (positional) and the attributes (keyword) to the spec of
+            the result or a tuple of specs; raises the error for inputs that do not fit.
+        reference: from arrays and attributes to an array or a tuple: plain and obvious. The oracle of
+            all tests, and the eager path where it is fast enough. Written with NumPy functions, which
+            dispatch on the array's type.
+        vjp: a rule for each differentiable input, see the module's docstring; None for an op whose
+            results carry no gradients.
+        lower: how the compiler builds it.
+        flops: arithmetic operations, from the specs of inputs and result and the attributes.
+        may_alias: whether the reference may return a view of its first input.
+        inputs: names of the tensor inputs; the last may be variadic.
+    """
+
+    kind: Kind = Kind.ELEMENTWISE
+    infer: Infer = lambda: None
+    reference: Callable[..., Any] = lambda: None
+    vjp: Mapping[str, Rule] | None = None
+    lower: Lowering | None = None
+    flops: Callable[..., int] | None = None
+    may_alias: bool = False
+    inputs: tuple[str, ...] = ()
+    is_variadic: bool = False
+    #: Elementwise ops only: the categories of dtypes to which its inputs are promoted.
+    promotion: frozenset[str] | None = None
+    rules: dict[str, BoundRule] = field(init=False, default_factory=dict)
+    _plans: dict[tuple[bool, ...], SavePlan] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.differentiable = self.vjp is not None
+        for name, rule in (self.vjp or {}).items():
+            if name not in self.inputs:
+                raise TypeError(f"op {self.name}: vjp rule for {name!r}, which is no input")
+            self.rules[name] = BoundRule(rule, self)
+
+    def input_name(self, position: int) -> str:
+        """Return the name of the input at ``position``; variadic inputs share the last name."""
+        return self.inputs[min(position, len(self.inputs) - 1)]
+
+    def save_plan(self, needed: tuple[bool, ...]) -> SavePlan:
+        """Return what the rules of the ``needed`` inputs want kept for the backward pass."""
+        plan = self._plans.get(needed)
+        if plan is None:
+            plan = self._plans[needed] = SavePlan(self, needed)
+        return plan
+
+
+class BoundRule:
+    """A vjp rule with its parameters resolved: which value each of them receives."""
+
+    __slots__ = ("function", "inputs", "sources", "wants_out")
+
+    def __init__(self, function: Rule, op: Op) -> None:
+        self.function = function
+        self.inputs: set[int] = set()
+        self.wants_out = False
+        self.sources: list[tuple[str, Any]] = []
+        for parameter in inspect.signature(function).parameters:
+            self.sources.append(self._source(parameter, op))
+
+    def _source(self, parameter: str, op: Op) -> tuple[str, Any]:
+        if parameter in ("g", "i"):
+            return parameter, None
+        if parameter == "out":
+            self.wants_out = True
+            return "out", None
+        if parameter in op.inputs:
+            position = op.inputs.index(parameter)
+            self.inputs.add(position)
+            variadic = op.is_variadic and position == len(op.inputs) - 1
+            return ("inputs" if variadic else "input"), position
+        stem, _, suffix = parameter.rpartition("_")
+        if stem in op.inputs and suffix in ("shape", "dtype"):
+            position = op.inputs.index(stem)
+            variadic = op.is_variadic and position == len(op.inputs) - 1
+            return (f"{suffix}s" if variadic else suffix), position
+        return "attr", parameter
+
+
+class SavePlan:
+    """Which inputs, and whether the result, the backward pass of one call needs."""
+
+    __slots__ = ("inputs", "out")
+
+    def __init__(self, op: Op, needed: tuple[bool, ...]) -> None:
+        inputs: set[int] = set()
+        self.out = False
+        for position, is_needed in enumerate(needed):
+            rule = op.rules.get(op.input_name(position)) if is_needed else None
+            if rule is None:
+                continue
+            for index in rule.inputs:
+                variadic = op.is_variadic and index == len(op.inputs) - 1
+                inputs.update(range(index, len(needed)) if variadic else (index,))
+            self.out = self.out or rule.wants_out
+        self.inputs = tuple(sorted(inputs))
+
+
+#: Every public op and composite by name, in the order of definition.
+REGISTRY: dict[str, Entry] = {}
+
+
+class OpFunction(Protocol[P, R_co]):
+    """A public function that carries its record."""
+
+    op: Op
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Apply the op."""
+
+
+def register(entry: Entry) -> None:
+    """Add ``entry`` to the registry.
+
+    Raises:
+        TypeError: the name is taken.
+    """
+    for name in (entry.name, *entry.aliases):
+        if name in REGISTRY or any(name in e.aliases for e in REGISTRY.values()):
+            raise TypeError(f"two ops of the name {name!r}")
+    REGISTRY[entry.name] = entry
+
+
+def op(
+    *,
+    kind: Kind,
+    infer: Infer,
+    reference: Callable[..., Any],
+    samples: Samples,
+    vjp: Mapping[str, Rule] | None = None,
+    lower: Lowering | None = None,
+    flops: Callable[..., int] | None = None,
+    may_alias: bool = False,
+    aliases: Iterable[str] = (),
+    is_method: bool = True,
+    peer: str | Callable[..., Any] | None = None,
+) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
+    """Declare the decorated public function as a primitive op; see `Op` for the arguments.
+
+    The names of the tensor inputs are the positional parameters of ``infer``; its keyword-only
+    parameters are the attributes.
+    """
+
+    def decorate(function: Callable[P, R]) -> OpFunction[P, R]:
+        parameters = inspect.signature(infer).parameters.values()
+        positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        record = Op(
+            name=function.__name__,
+            function=function,
+            samples=samples,
+            aliases=tuple(aliases),
+            is_method=is_method,
+            peer=peer,
+            kind=kind,
+            infer=infer,
+            reference=reference,
+            vjp=vjp,
+            lower=lower,
+            flops=flops,
+            may_alias=may_alias,
+            inputs=tuple(p.name for p in positional),
+            is_variadic=bool(positional) and positional[-1].kind is inspect.Parameter.VAR_POSITIONAL,
+        )
+        return attach(record, function)
+
+    return decorate
+
+
+def attach(record: Op, function: Callable[P, R]) -> OpFunction[P, R]:
+    """Register ``record`` and hang it on its public function."""
+    register(record)
+    decorated = cast("OpFunction[P, R]", function)
+    decorated.op = record
+    return decorated
+
+
+def composite(
+    *,
+    samples: Samples,
+    aliases: Iterable[str] = (),
+    is_method: bool = False,
+    peer: str | Callable[..., Any] | None = None,
+    differentiable: bool = True,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register the decorated function, written with other ops, for tests, docs and methods."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        register(
+            Entry(
+                name=function.__name__,
+                function=function,
+                samples=samples,
+                aliases=tuple(aliases),
+                is_method=is_method,
+                peer=peer,
+                differentiable=differentiable,
+            )
+        )
+        return function
+
+    return decorate
+
+
+def flops_of(record: Op, inputs: tuple[Spec, ...], result: Spec, attrs: dict[str, Any]) -> int:
+    """Return the arithmetic operations of one call: by the record, else one for each element.
+
+    Movement, indexing and random ops count as none: they are bound by memory.
+    """
+    if record.flops is not None:
+        return record.flops(*inputs, result, **attrs)
+    if record.kind is Kind.ELEMENTWISE:
+        return result.size
+    if record.kind is Kind.REDUCTION:
+        return inputs[0].size
+    return 0
+
+
+__all__ = ["REGISTRY", "Entry", "Kind", "Op", "OpFunction", "Shape", "composite", "op"]
