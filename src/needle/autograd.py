@@ -19,7 +19,7 @@ import numpy as np
 from needle import dtypes
 from needle.config import modes
 from needle.errors import AnomalyError, ArgumentError, GradientError, ShapeError
-from needle.ops.record import BoundRule, Kind, Op
+from needle.ops.record import BoundRule, Kind, Op, SavePlan
 from needle.ops.reduce import sum_to_shape
 from needle.ops.samples import Array
 from needle.tensor import Hook, Tensor, wrap
@@ -45,16 +45,17 @@ class SavedValue:
     def __init__(self, tensor: Tensor, op_name: str) -> None:
         self.data: Any = tensor._data
         self.unpack: Callable[[], Array] | None = None
-        if tensor._version is None:
+        version = tensor._version
+        if version is None:
             raise GradientError(
                 f"{op_name}: a tensor made in inference_mode cannot be kept for a backward pass; "
                 "clone() it outside, or use no_grad instead"
             )
-        self.version = tensor._version
-        self.writes = tensor._version[0]
-        if modes.saved_value_hook is not None:
-            is_leaf = tensor._node is None and tensor._requires_grad
-            self.unpack = modes.saved_value_hook.pack(self.data, is_leaf)
+        self.version = version
+        self.writes = version[0]
+        hook = modes.state.saved_value_hook
+        if hook is not None:
+            self.unpack = hook.pack(self.data, tensor._node is None and tensor._requires_grad)
             if self.unpack is not None:
                 self.data = None
 
@@ -128,20 +129,25 @@ class OpNode(GradNode):
         inputs: tuple[Tensor, ...],
         attrs: dict[str, Any],
         results: tuple[Tensor, ...],
-        needed: tuple[bool, ...],
+        plan: SavePlan,
     ) -> None:
-        super().__init__(op.name, tuple([edge_of(t, op.name) for t in inputs]), len(results))
+        # Not through GradNode.__init__: a node is made for every recorded op.
+        self.name = op.name
+        self.id = _next_id()
+        self.edges = tuple([edge_of(t, op.name) if t._requires_grad else None for t in inputs])
+        self.count = len(results)
+        self.location = None
+        self._hooks = None
         self.op = op
         self.attrs = attrs
         self.shapes = [t._data.shape for t in inputs]
-        self.dtypes = [t._data.dtype for t in inputs]
-        plan = op.save_plan(needed)
+        self.dtypes = [t._data.dtype for t in inputs] if plan.dtypes else None
         self.saved: dict[int, SavedValue] | None = {
             i: SavedValue(inputs[i], op.name) for i in plan.inputs
         }
         self.out = tuple([SavedValue(r, op.name) for r in results]) if plan.out else ()
         # Missing cotangents of a multi-result op become zeros of these.
-        self.results = [(r._data.shape, r._data.dtype) for r in results] if len(results) > 1 else None
+        self.results = [(r._data.shape, r._data.dtype) for r in results] if self.count > 1 else None
 
     def free(self) -> None:
         super().free()
@@ -179,8 +185,6 @@ class OpNode(GradNode):
                             f"{list(c.shape)} for an input of shape {list(shape)}"
                         )
                     c = sum_to_shape(c, shape)
-                if c._data.dtype != self.dtypes[i]:
-                    c = c.astype(self.dtypes[i])
             result.append(c)
         return result
 
@@ -199,14 +203,18 @@ class OpNode(GradNode):
             elif source == "attr":
                 arguments.append(self.attrs[key])
             elif source == "dtype":
+                assert self.dtypes is not None
                 arguments.append(self.dtypes[key])
             elif source == "i":
                 arguments.append(i)
             elif source == "inputs":
                 rest = range(key, len(self.shapes))
                 arguments.append(tuple(self._input(k, create_graph) for k in rest))
+            elif source == "shapes":
+                arguments.append(self.shapes[key:])
             else:
-                arguments.append((self.shapes if source == "shapes" else self.dtypes)[key:])
+                assert self.dtypes is not None
+                arguments.append(self.dtypes[key:])
         return arguments
 
     def _input(self, position: int, create_graph: bool) -> Tensor:
@@ -237,12 +245,12 @@ def edge_of(tensor: Tensor, op_name: str) -> Edge:
         GradientError: the storage was overwritten through another tensor, so that the recorded history
             no longer describes the values.
     """
-    if not tensor._requires_grad:
-        return None
     node = tensor._node
     if node is None:
-        return tensor
-    check_history(tensor, op_name)
+        return tensor if tensor._requires_grad else None
+    version = tensor._version
+    if version is not None and version[0] != tensor._history:
+        check_history(tensor, op_name)
     return node, tensor._index
 
 
@@ -375,8 +383,8 @@ def run_backward(
     needed = _needed(nodes, targets)
     sink.expect(nodes, seeds, needed)
 
-    previous = modes.grad
-    modes.grad = create_graph
+    previous = modes.state.grad
+    modes.state.grad = create_graph
     try:
         for edge, seed in seeds:
             _deliver(edge, seed, grads, sink)
@@ -391,7 +399,7 @@ def run_backward(
             sink.capture(node, waiting)
             if any(wanted):
                 results = node.vjp(waiting, wanted, create_graph)
-                if modes.anomaly:
+                if modes.state.anomaly:
                     _check_finite(node, waiting, results)
                 edges = node.edges
                 if not retain_graph:
@@ -401,7 +409,7 @@ def run_backward(
                         _deliver(edge, cotangent, grads, sink)
             del node, waiting
     finally:
-        modes.grad = previous
+        modes.state.grad = previous
     return sink.results()
 
 
@@ -559,7 +567,7 @@ class _Sink:
         elif old is None:
             leaf.grad = self._own(gradient)
         elif old._data.flags.writeable and old._node is None:
-            modes.quiet(np.add, old._data, gradient._data, out=old._data)
+            modes.state.quiet(np.add, old._data, gradient._data, out=old._data)
             if old._version is not None:
                 old._version[0] += 1
         else:
@@ -617,7 +625,7 @@ def _check_finite(
 
 def first_non_finite(array: Any) -> float | None:
     """Return the first NaN or infinity in ``array``, or None."""
-    finite = modes.quiet(np.isfinite, array)
+    finite = modes.state.quiet(np.isfinite, array)
     if finite.all():
         return None
     return float(np.asarray(array)[~finite].flat[0])

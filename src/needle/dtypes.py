@@ -45,8 +45,9 @@ DEFAULT_FLOAT: DType = float32
 DEFAULT_INT: DType = int64
 
 _BY_NAME: dict[str, DType] = {d.name: d for d in ALL}
-_FLOAT_SET = frozenset(FLOATS)
-_INTEGER_SET = frozenset(INTEGERS)
+#: For tests in hot paths.
+FLOAT_SET = frozenset(FLOATS)
+INTEGER_SET = frozenset(INTEGERS)
 
 
 
@@ -86,12 +87,12 @@ def as_dtype(dtype: Any) -> DType:
 
 def is_float(dtype: DType) -> builtins.bool:
     """Whether ``dtype`` is a floating type, the only ones that can require gradients."""
-    return dtype in _FLOAT_SET
+    return dtype in FLOAT_SET
 
 
 def is_integer(dtype: DType) -> builtins.bool:
     """Whether ``dtype`` is a signed or unsigned integer (bool is not)."""
-    return dtype in _INTEGER_SET
+    return dtype in INTEGER_SET
 
 
 def accumulation_dtype(dtype: DType) -> DType:
@@ -101,7 +102,7 @@ def accumulation_dtype(dtype: DType) -> DType:
 
 def float_dtype(dtype: DType) -> DType:
     """Return ``dtype`` if it is floating, else the default float: what ``exp`` of it returns."""
-    return dtype if dtype in _FLOAT_SET else DEFAULT_FLOAT
+    return dtype if dtype in FLOAT_SET else DEFAULT_FLOAT
 
 
 def scalar_dtype(value: int | float, dtype: DType) -> DType:
@@ -115,7 +116,7 @@ def scalar_dtype(value: int | float, dtype: DType) -> DType:
         >>> (ndl.ones(2, dtype=ndl.bfloat16) * 0.5).dtype, (ndl.arange(3) * 0.5).dtype
         (dtype(bfloat16), dtype('float32'))
     """
-    if dtype in _FLOAT_SET:
+    if dtype in FLOAT_SET:
         return dtype
     if isinstance(value, float):
         return DEFAULT_FLOAT
@@ -138,12 +139,12 @@ def promote(a: DType, b: DType) -> DType:
     """
     if a == b:
         return a
-    if a in _FLOAT_SET and b in _FLOAT_SET:
+    if a in FLOAT_SET and b in FLOAT_SET:
         if {a, b} == {float16, bfloat16}:
             return float32
         return max(a, b, key=FLOATS.index)
     for one, other in ((a, b), (b, a)):
-        if one in _FLOAT_SET or other == bool:
+        if one in FLOAT_SET or other == bool:
             return one
     if (a in SIGNED) == (b in SIGNED):
         return a if a.itemsize >= b.itemsize else b

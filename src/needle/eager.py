@@ -14,12 +14,12 @@ import numpy as np
 
 from needle.autograd import GradNode, OpNode, connect, first_non_finite
 from needle.config import modes
-from needle.dtypes import DType, is_float
+from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
 from needle.errors import AnomalyError, ArgumentTypeError, DeviceError, NeedleError
 from needle.ops.engine import engine
 from needle.ops.record import Kind, Op
 from needle.shapes import Spec
-from needle.tensor import Tensor, to_array, wrap
+from needle.tensor import Tensor, initialise, to_array, wrap
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -30,40 +30,59 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
     Raises:
         NeedleError: the inputs do not fit the op; what `infer` of the record says.
     """
+    state = modes.state
     arrays = [t._data for t in inputs]
-    for array in arrays:
-        if array.__class__ is Spec:
-            return _apply_meta(op, inputs, attrs)
-    quiet = modes.quiet
     try:
-        if op.kind is not Kind.ELEMENTWISE:
-            # NumPy broadcasts and refuses as elementwise ops do; for others it might accept, silently,
-            # what the op does not allow.
-            op.infer(*arrays, **attrs)
-        value = quiet(op.reference, *arrays, **attrs) if attrs else quiet(op.reference, *arrays)
+        if op.is_ufunc:
+            value = state.quiet(op.reference, *arrays)
+        else:
+            for array in arrays:
+                if array.__class__ is Spec:
+                    return _apply_meta(op, inputs, attrs)
+            if op.kind is not Kind.ELEMENTWISE:
+                # Elementwise references broadcast and refuse as their ops do; others might accept,
+                # silently, what the op does not allow.
+                op.infer(*arrays, **attrs)
+            value = state.quiet(op.reference, *arrays, **attrs)
     except NeedleError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        if any(array.__class__ is Spec for array in arrays):
+            return _apply_meta(op, inputs, attrs)
         _explain(op, arrays, attrs, error)
         raise
-    if value.__class__ is tuple:
-        results = tuple([wrap(np.asarray(v)) for v in value])
-    else:
-        if value.__class__ is not np.ndarray:
-            value = np.asarray(value)
-        result = wrap(value)
-        results = (result,)
-        if op.may_alias and (value.base is not None or value is arrays[0]):
-            source = inputs[0]
-            if np.may_share_memory(value, arrays[0]):
-                result._version = source._version
-    if modes.anomaly:
+    if value.__class__ is not np.ndarray:
+        if value.__class__ is tuple:
+            return _finish(op, inputs, attrs, arrays, tuple([wrap(np.asarray(v)) for v in value]))
+        value = np.asarray(value)
+    result = initialise(Tensor.__new__(Tensor), value, not state.inference)
+    if op.may_alias and value.base is not None and np.may_share_memory(value, arrays[0]):
+        result._version = inputs[0]._version
+        if result._version is not None:
+            result._history = result._version[0]
+    if state.anomaly:
+        _check_finite(op, arrays, (result,))
+    if state.grad and op.differentiable:
+        for t in inputs:
+            if t._requires_grad:
+                _record(op, inputs, attrs, (result,))
+                break
+    return result
+
+
+def _finish(
+    op: Op,
+    inputs: tuple[Tensor, ...],
+    attrs: dict[str, Any],
+    arrays: list[Any],
+    results: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Check and record a call of several results."""
+    if modes.state.anomaly:
         _check_finite(op, arrays, results)
-    if modes.grad and op.differentiable:
-        needed = tuple([t._requires_grad for t in inputs])
-        if True in needed:
-            _record(op, inputs, attrs, results, needed)
-    return results if value.__class__ is tuple else result
+    if modes.state.grad and op.differentiable and any(t._requires_grad for t in inputs):
+        _record(op, inputs, attrs, results)
+    return results
 
 
 def _record(
@@ -71,18 +90,17 @@ def _record(
     inputs: tuple[Tensor, ...],
     attrs: dict[str, Any],
     results: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
 ) -> None:
-    floating = [is_float(r._data.dtype) for r in results]
-    if True not in floating or not any(
-        op.input_name(i) in op.rules for i, n in enumerate(needed) if n
-    ):
+    """Leave a node behind, if a cotangent of a result would reach an input that wants one."""
+    needed = tuple([t._requires_grad for t in inputs])
+    plan = op.save_plan(needed)
+    if not plan.reaches or not any([r._data.dtype in FLOAT_SET for r in results]):
         return
-    node = OpNode(op, inputs, attrs, results, needed)
-    if modes.anomaly:
+    node = OpNode(op, inputs, attrs, results, plan)
+    if modes.state.anomaly:
         node.location = user_line()
     for index, result in enumerate(results):
-        if floating[index]:
+        if result._data.dtype in FLOAT_SET:
             connect(result, node, index)
 
 
@@ -99,7 +117,7 @@ def _apply_meta(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> An
         listener(op, inputs, attrs, specs)
     several = not isinstance(specs, Spec)
     results = tuple([wrap(s) for s in (specs if several else (specs,))])
-    if modes.grad and op.differentiable and any(t._requires_grad for t in inputs):
+    if modes.state.grad and op.differentiable and any(t._requires_grad for t in inputs):
         for result in results:
             result._requires_grad = is_float(result.dtype)
     return results if several else results[0]
@@ -139,7 +157,7 @@ def user_line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-_constants: dict[tuple[Any, DType], Tensor] = {}
+_constants: dict[tuple[Any, DType | None], Tensor] = {}
 
 
 def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
@@ -147,20 +165,14 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
 
     Python numbers become constants, which are kept: the same few come again and again.
     """
+    kind = value.__class__
+    if kind is Tensor:
+        return value  # type: ignore[no-any-return]
+    if kind is float or kind is int:
+        constant = _constants.get((value, dtype))
+        return _constant(value, dtype) if constant is None else constant
     if isinstance(value, Tensor):
         return value
-    kind = value.__class__
-    if kind is float or kind is int:
-        if dtype is None or value == 0 or value != value or modes.inference:
-            return wrap(_number(value, dtype))  # 0.0 and −0.0 are one key; NaN is none
-        key = (value, dtype)
-        constant = _constants.get(key)
-        if constant is None:
-            if len(_constants) > 1000:
-                _constants.clear()
-            constant = _constants[key] = wrap(_number(value, dtype))
-            constant._data.flags.writeable = False
-        return constant
     if isinstance(value, str | bytes | dict | set) or value is None:
         raise ArgumentTypeError(
             f"expected a tensor, an array or a number, got {type(value).__name__} ({value!r:.60})"
@@ -168,11 +180,47 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
     return wrap(to_array(value, dtype))
 
 
-def _number(value: int | float, dtype: DType | None) -> Any:
-    return to_array(value, dtype)
+def _constant(value: int | float, dtype: DType | None) -> Tensor:
+    constant = initialise(Tensor.__new__(Tensor), to_array(value, dtype), True)
+    # 0, 0.0 and −0.0 are one key, and so are 1 and 1.0 where no dtype tells them apart; NaN is none.
+    if value and value == value and dtype is not None:
+        if len(_constants) > 1000:
+            _constants.clear()
+        _constants[value, dtype] = constant
+        constant._data.flags.writeable = False
+    return constant
+
+
+def promoted(*values: Any) -> tuple[Tensor, ...]:
+    """Return ``values`` as tensors of their common dtype, Python numbers being weak."""
+    dtype: DType | None = None
+    numbers = False
+    tensors: list[Any] = []
+    for v in values:
+        if v.__class__ is float or v.__class__ is int or v.__class__ is bool:
+            numbers = True
+            tensors.append(v)
+            continue
+        t = as_tensor(v)
+        tensors.append(t)
+        d = t._data.dtype
+        dtype = d if dtype is None or dtype is d else promote(dtype, d)
+    if numbers:
+        if dtype is None:
+            return promoted(*(as_tensor(v) for v in values))
+        for v in values:
+            if v.__class__ is float or v.__class__ is int:
+                dtype = scalar_dtype(v, dtype)
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            tensors[i] = as_tensor(t, dtype)
+        elif t._data.dtype is not dtype and t._data.dtype != dtype:
+            tensors[i] = t.astype(dtype)
+    return tuple(tensors)
 
 
 engine.apply = apply
 engine.as_tensor = as_tensor
+engine.promoted = promoted
 
 __all__ = ["GradNode", "apply", "as_tensor"]

@@ -31,7 +31,7 @@ def update(target: Tensor, function: OpFunction[..., Any], *others: Any) -> Tens
         DTypeError: the result does not convert to the dtype of ``target``.
     """
     record = function.op
-    recording = modes.grad and (
+    recording = modes.state.grad and (
         target._requires_grad or any(isinstance(o, Tensor) and o._requires_grad for o in others)
     )
     if not recording and isinstance(record.reference, np.ufunc) and target.device is not META:
@@ -42,7 +42,7 @@ def update(target: Tensor, function: OpFunction[..., Any], *others: Any) -> Tens
                 if all(a.ndim <= target.ndim for a in arrays) and (
                     np.broadcast_shapes(*(a.shape for a in arrays)) == target.shape
                 ):
-                    modes.quiet(record.reference, *arrays, out=target._data)
+                    modes.state.quiet(record.reference, *arrays, out=target._data)
                     _bump(target)
                     return target
     return assign(target, function(target, *others), record.name)
@@ -64,7 +64,7 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
     if value.dtype != target.dtype:
         check_cast(value.dtype, target.dtype, name)
         value = value.astype(target.dtype)
-    recording = modes.grad and (target._requires_grad or value._requires_grad)
+    recording = modes.state.grad and (target._requires_grad or value._requires_grad)
     if recording:
         _check_leaf(target, name)
         check_history(target, f"in-place {name}")
@@ -73,7 +73,7 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
     _writable(target)
     np.copyto(target._data, value._data)
     _bump(target)
-    if modes.grad:
+    if modes.state.grad:
         target._node = value._node
         target._index = value._index
         target._requires_grad = value._requires_grad

@@ -11,7 +11,7 @@ import numpy as np
 from needle._methods import attach_method
 from needle.dtypes import float32, float64
 from needle.inplace import update
-from needle.ops.elementwise import wear
+from needle.ops.elementwise import NO_ATTRS, wear
 from needle.ops.engine import engine
 from needle.ops.methods import COMPARISONS, OPERATORS, UNARY, UNPACKED
 from needle.ops.record import REGISTRY, Entry, OpFunction
@@ -40,14 +40,15 @@ def _binary(function: OpFunction[..., Any]) -> tuple[Callable[..., Any], Callabl
     record = function.op
 
     def forward(self: Tensor, other: Any) -> Any:
-        # The common case, two float tensors of one dtype, skips promotion.
-        if isinstance(other, Tensor):
-            dtype = self._data.dtype
-            if other._data.dtype is dtype and (dtype is float32 or dtype is float64):
-                return direct(record, (self, other), {})
-        elif not isinstance(other, _OPERANDS):
-            return NotImplemented
-        return function(self, other)
+        # The common cases, two floats of one dtype or a Python number, skip promotion.
+        dtype = self._data.dtype
+        if dtype is float32 or dtype is float64:
+            kind = other.__class__
+            if kind is float or kind is int:
+                return direct(record, (self, as_tensor(other, dtype)), NO_ATTRS)
+            if isinstance(other, Tensor) and other._data.dtype is dtype:
+                return direct(record, (self, other), NO_ATTRS)
+        return function(self, other) if isinstance(other, _OPERANDS) else NotImplemented
 
     def reflected(self: Tensor, other: Any) -> Any:
         return function(other, self) if isinstance(other, _OPERANDS) else NotImplemented
@@ -55,7 +56,7 @@ def _binary(function: OpFunction[..., Any]) -> tuple[Callable[..., Any], Callabl
     def general(self: Tensor, other: Any) -> Any:
         return function(self, other) if isinstance(other, _OPERANDS) else NotImplemented
 
-    direct = engine.apply
+    direct, as_tensor = engine.apply, engine.as_tensor
     takes_floats = record.promotion is not None and "float" in record.promotion
     return (forward if takes_floats else general), reflected
 

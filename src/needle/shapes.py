@@ -26,6 +26,9 @@ class Spec(NamedTuple):
     shape: Shape
     dtype: DType
 
+    # A Spec that strays into a NumPy function is an error, not an array of objects.
+    __array_ufunc__ = None
+
     @property
     def ndim(self) -> int:
         """Number of axes."""

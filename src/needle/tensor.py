@@ -93,7 +93,7 @@ class Tensor(TensorMethods):
         array = to_array(data, None if dtype is None else as_dtype(dtype), default=dtypes.float32)
         if as_device(device) is META:
             array = Spec(array.shape, array.dtype)
-        initialise(self, array)
+        initialise(self, array, not modes.state.inference)
         self._requires_grad = bool(requires_grad) and is_float(array.dtype)
 
     # What it is
@@ -372,7 +372,7 @@ class Tensor(TensorMethods):
         if self._node is not None:
             raise GradientError("only leaves can be deep-copied; detach() the tensor first")
         data = self._data if self._data.__class__ is Spec else self._data.copy()
-        result = initialise(type(self).__new__(type(self)), data)
+        result = initialise(type(self).__new__(type(self)), data, True)
         result._requires_grad = self._requires_grad
         memo[id(self)] = result
         if self.grad is not None:
@@ -436,13 +436,16 @@ class Tensor(TensorMethods):
         return bool(self.numpy().flags.c_contiguous)
 
 
-def initialise(tensor: Tensor, data: Any) -> Tensor:
-    """Set all slots of a new tensor: a leaf over ``data`` that requires no gradient."""
+def initialise(tensor: Tensor, data: Any, is_tracked: bool) -> Tensor:
+    """Set all slots of a new tensor: a leaf over ``data`` that requires no gradient.
+
+    Without any check, for engines only: this runs once for every op.
+    """
     tensor._data = data
     tensor._requires_grad = False
     tensor._node = None
     tensor._index = 0
-    tensor._version = None if modes.inference else [0]
+    tensor._version = [0] if is_tracked else None
     tensor._history = 0
     tensor._hooks = None
     tensor.grad = None
@@ -451,17 +454,7 @@ def initialise(tensor: Tensor, data: Any) -> Tensor:
 
 def wrap(data: Any) -> Tensor:
     """Return a new leaf over an array (or a Spec), without any check: for engines only."""
-    tensor = Tensor.__new__(Tensor)
-    # Written out rather than calling `initialise`: this runs once for every op.
-    tensor._data = data
-    tensor._requires_grad = False
-    tensor._node = None
-    tensor._index = 0
-    tensor._version = None if modes.inference else [0]
-    tensor._history = 0
-    tensor._hooks = None
-    tensor.grad = None
-    return tensor
+    return initialise(Tensor.__new__(Tensor), data, not modes.state.inference)
 
 
 def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) -> Array:
@@ -514,7 +507,7 @@ def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) ->
             raise DTypeError(f"a number does not fit into {dtype.name}")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return modes.quiet(array.astype, dtype, copy=False)
+    return modes.state.quiet(array.astype, dtype, copy=False)
 
 
 def _convert_leaves(data: Any) -> tuple[Any, bool]:

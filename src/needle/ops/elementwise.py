@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 
 import numpy as np
 
-from needle.dtypes import DType, accumulation_dtype, float_dtype, is_float, is_integer
+from needle.dtypes import ALL, DType, accumulation_dtype, float_dtype, is_float, is_integer
 from needle.errors import DTypeError
-from needle.ops.engine import as_tensor, engine, promoted
+from needle.ops.engine import engine
 from needle.ops.record import Kind, Lowering, Op, OpFunction, Rule, attach
 from needle.ops.samples import Array, Samples, binary_samples, unary_samples
 from needle.shapes import Spec, broadcast_shapes
@@ -34,6 +34,7 @@ R = TypeVar("R")
 TensorLike = Union["Tensor", Array, float, int, bool]
 
 CATEGORIES = ("bool", "integer", "float")
+NO_ATTRS: dict[str, Any] = {}
 
 
 def category(dtype: DType) -> str:
@@ -122,23 +123,25 @@ def elementwise(
             promotion=accepted,
         )
 
+        # The dtypes that need neither conversion nor a look at their category.
+        direct = frozenset(
+            d for d in ALL if category(d) in accepted and not (to_float and float_dtype(d) != d)
+        )
+
         def unary(x: Any) -> Any:
-            t = as_tensor(x)
-            dtype = t.dtype
-            if to_float and float_dtype(dtype) != dtype:
-                t = t.astype(float_dtype(dtype))
-            elif category(dtype) not in accepted:
-                check_dtype(dtype)
-            return engine.apply(record, (t,), {})
+            t = engine.as_tensor(x)
+            if t.dtype not in direct:
+                check_dtype(t.dtype)
+                t = t.astype(float_dtype(t.dtype))
+            return engine.apply(record, (t,), NO_ATTRS)
 
         def nary(*values: Any) -> Any:
-            tensors = promoted(*values)
+            tensors = engine.promoted(*values)
             dtype = tensors[0].dtype
-            if to_float and float_dtype(dtype) != dtype:
-                tensors = tuple(t.astype(float_dtype(dtype)) for t in tensors)
-            elif category(dtype) not in accepted:
+            if dtype not in direct:
                 check_dtype(dtype)
-            return engine.apply(record, tensors, {})
+                tensors = tuple(t.astype(float_dtype(dtype)) for t in tensors)
+            return engine.apply(record, tensors, NO_ATTRS)
 
         def binary(x: Any, y: Any) -> Any:
             return nary(x, y)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from needle.dtypes import DType, float_dtype, promote
+from needle.dtypes import DType, float_dtype
 from needle.errors import DTypeError
 
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ class Engine:
     Attributes:
         apply: from a record, its input tensors and its attributes to the resulting tensor or tuple.
         as_tensor: from a tensor, array or Python number (with the dtype it should have) to a tensor.
+        promoted: from tensors, arrays and Python numbers to tensors of their common dtype.
     """
 
     apply: Callable[[Op, tuple[Any, ...], dict[str, Any]], Any]
     as_tensor: Callable[..., Tensor]
+    promoted: Callable[..., tuple[Tensor, ...]]
 
 
 engine = Engine()
@@ -55,22 +57,7 @@ def as_float_tensor(value: Any) -> Tensor:
 
 def promoted(*values: Any) -> tuple[Tensor, ...]:
     """Return ``values`` as tensors of their common dtype, Python numbers being weak."""
-    from needle.dtypes import scalar_dtype
-
-    dtype: DType | None = None
-    for v in values:
-        if not isinstance(v, (bool, int, float)):
-            d = as_tensor(v).dtype
-            dtype = d if dtype is None else promote(dtype, d)
-    if dtype is not None:
-        for v in values:
-            if isinstance(v, (bool, int, float)):
-                dtype = scalar_dtype(v, dtype)
-    result = []
-    for v in values:
-        x = as_tensor(v, dtype if isinstance(v, (bool, int, float)) else None)
-        result.append(x if dtype is None or x.dtype == dtype else x.astype(dtype))
-    return tuple(result)
+    return engine.promoted(*values)
 
 
 def require_float(x: Tensor, op: str) -> None:

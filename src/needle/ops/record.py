@@ -33,6 +33,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
+import numpy as np
+
 from needle.ops.samples import Sample, Samples
 from needle.shapes import Shape, Spec
 
@@ -130,10 +132,13 @@ class Op(Entry):
     #: Elementwise ops only: the categories of dtypes to which its inputs are promoted.
     promotion: frozenset[str] | None = None
     rules: dict[str, BoundRule] = field(init=False, default_factory=dict)
+    #: Whether the reference is a NumPy ufunc, which broadcasts and refuses as the op does.
+    is_ufunc: bool = field(init=False, default=False)
     _plans: dict[tuple[bool, ...], SavePlan] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.differentiable = self.vjp is not None
+        self.is_ufunc = isinstance(self.reference, np.ufunc)
         for name, rule in (self.vjp or {}).items():
             if name not in self.inputs:
                 raise TypeError(f"op {self.name}: vjp rule for {name!r}, which is no input")
@@ -184,21 +189,32 @@ class BoundRule:
 
 
 class SavePlan:
-    """Which inputs, and whether the result, the backward pass of one call needs."""
+    """Which inputs, and whether the result, the backward pass of one call needs.
 
-    __slots__ = ("inputs", "out")
+    Attributes:
+        inputs: positions of the inputs to keep.
+        out: whether to keep the results.
+        dtypes: whether a rule asks for the dtype of an input.
+        reaches: whether there is a rule for an input that wants a cotangent.
+    """
+
+    __slots__ = ("dtypes", "inputs", "out", "reaches")
 
     def __init__(self, op: Op, needed: tuple[bool, ...]) -> None:
         inputs: set[int] = set()
         self.out = False
+        self.dtypes = False
+        self.reaches = False
         for position, is_needed in enumerate(needed):
             rule = op.rules.get(op.input_name(position)) if is_needed else None
             if rule is None:
                 continue
+            self.reaches = True
             for index in rule.inputs:
                 variadic = op.is_variadic and index == len(op.inputs) - 1
                 inputs.update(range(index, len(needed)) if variadic else (index,))
             self.out = self.out or rule.wants_out
+            self.dtypes = self.dtypes or any(s in ("dtype", "dtypes") for s, _ in rule.sources)
         self.inputs = tuple(sorted(inputs))
 
 
