@@ -11,6 +11,7 @@ gradients, and tracing it gives a compiled backward pass, with no second mechani
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from needle.ops.samples import Array
 from needle.tensor import Hook, Tensor, wrap
 
 _next_id = itertools.count().__next__
+_node_id = operator.attrgetter("id")
 
 #: Where a cotangent goes: a node and the index of its result, a leaf tensor, or nowhere.
 Edge = tuple["GradNode", int] | Tensor | None
@@ -105,9 +107,9 @@ class GradNode:
         return self._hooks.setdefault(index, [])
 
     def vjp(
-        self, cotangents: list[Tensor | None], needed: Sequence[bool], create_graph: bool
+        self, cotangents: list[Tensor | None], needed: Sequence[Any], create_graph: bool
     ) -> list[Tensor | None]:
-        """Return the cotangent of each input whose place in ``needed`` is true."""
+        """Return the cotangent of each input whose place in ``needed`` is not None or False."""
         raise NotImplementedError  # abstract: OpNode and FunctionNode define it
 
     def free(self) -> None:
@@ -155,7 +157,7 @@ class OpNode(GradNode):
         self.out = ()
 
     def vjp(
-        self, cotangents: list[Tensor | None], needed: Sequence[bool], create_graph: bool
+        self, cotangents: list[Tensor | None], needed: Sequence[Any], create_graph: bool
     ) -> list[Tensor | None]:
         op = self.op
         if self.saved is None:
@@ -169,23 +171,21 @@ class OpNode(GradNode):
                 wrap(np.zeros(shape, dtype)) if c is None else c
                 for c, (shape, dtype) in zip(cotangents, self.results, strict=True)
             )
-        result: list[Tensor | None] = []
-        for i, is_needed in enumerate(needed):
-            rule = op.rules.get(op.input_name(i)) if is_needed else None
-            if rule is None:
-                result.append(None)
+        rules, shapes = op.rules_at(len(self.shapes)), self.shapes
+        is_elementwise = op.kind is Kind.ELEMENTWISE
+        result: list[Tensor | None] = [None] * len(shapes)
+        for i, rule in enumerate(rules):
+            if rule is None or needed[i] is None or needed[i] is False:
                 continue
             c = rule.function(*self._arguments(rule, g, i, create_graph))
-            if c is not None:
-                shape = self.shapes[i]
-                if c._data.shape != shape:
-                    if op.kind is not Kind.ELEMENTWISE:
-                        raise ShapeError(
-                            f"vjp of {op.name} for {op.input_name(i)}: cotangent of shape "
-                            f"{list(c.shape)} for an input of shape {list(shape)}"
-                        )
-                    c = sum_to_shape(c, shape)
-            result.append(c)
+            if c is not None and c._data.shape != shapes[i]:
+                if not is_elementwise:
+                    raise ShapeError(
+                        f"vjp of {op.name} for {op.input_name(i)}: cotangent of shape "
+                        f"{list(c.shape)} for an input of shape {list(shapes[i])}"
+                    )
+                c = sum_to_shape(c, shapes[i])
+            result[i] = c
         return result
 
     def _arguments(self, rule: BoundRule, g: Any, i: int, create_graph: bool) -> list[Any]:
@@ -364,7 +364,6 @@ def run_backward(
         A gradient (or None) for each target.
     """
     grads: dict[GradNode, list[Tensor | None]] = {}
-    sink = _Sink(targets, create_graph)
     roots: list[GradNode] = []
     seeds: list[tuple[Edge, Tensor]] = []
     for output, cotangent in zip(outputs, cotangents, strict=True):
@@ -373,43 +372,45 @@ def run_backward(
                 "backward: this tensor requires no gradient: it was computed from tensors that do not "
                 "require any, under no_grad, or by an op without a derivative"
             )
-        check_history(output, "backward")
         edge = edge_of(output, "backward")
         seeds.append((edge, _seed(output, cotangent)))
-        if isinstance(edge, tuple):
+        if edge.__class__ is tuple:
             roots.append(edge[0])
 
     nodes = _reachable(roots)
-    needed = _needed(nodes, targets)
-    sink.expect(nodes, seeds, needed)
+    needed = None if targets is None else _needed(nodes, targets)
+    sink = _Sink(targets, create_graph, [edge for edge, _ in seeds], nodes, needed)
 
-    previous = modes.state.grad
-    modes.state.grad = create_graph
+    state = modes.state
+    previous = state.grad
+    state.grad = create_graph
     try:
         for edge, seed in seeds:
             _deliver(edge, seed, grads, sink)
         while nodes:
             node = nodes.pop()  # the newest; the list must not keep it alive either
+            edges = node.edges
+            wanted = edges if needed is None else needed.pop(node)
             waiting = grads.pop(node, None)
-            wanted = needed.pop(node)
             if waiting is None:
-                sink.skip(node, wanted)
+                sink.skip(edges, wanted)
                 continue
-            _run_hooks(node, waiting)
+            if node._hooks is not None:
+                _run_hooks(node._hooks, waiting)
             sink.capture(node, waiting)
-            if any(wanted):
-                results = node.vjp(waiting, wanted, create_graph)
-                if modes.state.anomaly:
-                    _check_finite(node, waiting, results)
-                edges = node.edges
-                if not retain_graph:
-                    node.free()
-                for edge, is_wanted, cotangent in zip(edges, wanted, results, strict=True):
-                    if is_wanted:
-                        _deliver(edge, cotangent, grads, sink)
-            del node, waiting
+            if needed is not None and not any(wanted):
+                continue
+            results = node.vjp(waiting, wanted, create_graph)
+            if state.anomaly:
+                _check_finite(node, waiting, results)
+            if not retain_graph:
+                node.free()
+            for edge, is_wanted, cotangent in zip(edges, wanted, results, strict=True):
+                if is_wanted is not None and is_wanted is not False:
+                    _deliver(edge, cotangent, grads, sink)
+            del node, waiting, edges, wanted, results
     finally:
-        modes.state.grad = previous
+        state.grad = previous
     return sink.results()
 
 
@@ -432,29 +433,24 @@ def _reachable(roots: list[GradNode]) -> list[GradNode]:
     stack = list(seen)
     while stack:
         for edge in stack.pop().edges:
-            if isinstance(edge, tuple) and edge[0] not in seen:
+            if edge.__class__ is tuple and edge[0] not in seen:
                 seen.add(edge[0])
                 stack.append(edge[0])
-    return sorted(seen, key=lambda node: node.id)
+    return sorted(seen, key=_node_id)
 
 
-def _needed(
-    nodes: list[GradNode], targets: Sequence[Tensor] | None
-) -> dict[GradNode, list[bool]]:
-    """Return for each node which of its inputs lead to a target (or, without targets, to a leaf)."""
-    if targets is None:
-        return {node: [edge is not None for edge in node.edges] for node in nodes}
+def _needed(nodes: list[GradNode], targets: Sequence[Tensor]) -> dict[GradNode, list[bool]]:
+    """Return for each node which of its inputs lead to a target."""
     leaves = {id(t) for t in targets if t._node is None}
-    wanted_nodes = {t._node for t in targets if t._node is not None}
+    leads = {t._node for t in targets if t._node is not None}
     needed: dict[GradNode, list[bool]] = {}
-    leads: set[GradNode] = set(wanted_nodes)  # type: ignore[arg-type]
     for node in nodes:  # oldest first: the inputs' nodes are decided already
         flags = [
             (edge[0] in leads) if isinstance(edge, tuple) else id(edge) in leaves
             for edge in node.edges
         ]
         needed[node] = flags
-        if any(flags):
+        if True in flags:
             leads.add(node)
     return needed
 
@@ -475,13 +471,11 @@ def _deliver(
         sink.add(edge, cotangent)
 
 
-def _run_hooks(node: GradNode, waiting: list[Tensor | None]) -> None:
-    if node._hooks is None:
-        return
-    for index, hooks in node._hooks.items():
+def _run_hooks(hooks: dict[int, list[Hook]], waiting: list[Tensor | None]) -> None:
+    for index, callables in hooks.items():
         gradient = waiting[index]
         if gradient is not None:
-            waiting[index] = _call_hooks(hooks, gradient)
+            waiting[index] = _call_hooks(callables, gradient)
 
 
 def _call_hooks(hooks: list[Hook], gradient: Tensor) -> Tensor:
@@ -506,38 +500,41 @@ class _Sink:
     A leaf's gradient is delivered when its last contribution has come, so that hooks see the complete one.
     """
 
-    def __init__(self, targets: Sequence[Tensor] | None, create_graph: bool) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Tensor] | None,
+        create_graph: bool,
+        starts: list[Edge],
+        nodes: list[GradNode],
+        needed: dict[GradNode, list[bool]] | None,
+    ) -> None:
         self.targets = targets
         self.create_graph = create_graph
-        self.pending: dict[int, int] = {}
         self.partial: dict[int, Tensor | None] = {}
         self.delivered: set[int] = set()
         self.found: dict[Any, Tensor] = {}
+        self.leaves: set[int] | None = None
         self.places: set[tuple[GradNode, int]] = set()
         if targets is not None:
+            self.leaves = {id(t) for t in targets if t._node is None}
             self.places = {(t._node, t._index) for t in targets if t._node is not None}
-        self.leaves = None if targets is None else {id(t) for t in targets if t._node is None}
-
-    def expect(
-        self,
-        nodes: list[GradNode],
-        seeds: list[tuple[Edge, Tensor]],
-        needed: dict[GradNode, list[bool]],
-    ) -> None:
-        """Count the contributions that each leaf will get."""
-        pending = self.pending
-        for edge, _ in seeds:
-            if isinstance(edge, Tensor):
-                pending[id(edge)] = pending.get(id(edge), 0) + 1
+        # How many contributions each leaf will get.
+        self.pending: dict[int, int] = {}
+        self._expect(starts, starts)
         for node in nodes:
-            for edge, is_needed in zip(node.edges, needed[node], strict=True):
-                if is_needed and isinstance(edge, Tensor):
-                    pending[id(edge)] = pending.get(id(edge), 0) + 1
+            self._expect(node.edges, node.edges if needed is None else needed[node])
 
-    def skip(self, node: GradNode, wanted: list[bool]) -> None:
-        """Note that ``node`` contributes nothing: no cotangent reached it."""
-        for edge, is_wanted in zip(node.edges, wanted, strict=True):
-            if is_wanted and isinstance(edge, Tensor):
+    def _expect(self, edges: Sequence[Edge], wanted: Sequence[Any]) -> None:
+        pending = self.pending
+        for edge, is_wanted in zip(edges, wanted, strict=True):
+            if is_wanted is False or edge is None or edge.__class__ is tuple:
+                continue
+            pending[id(edge)] = pending.get(id(edge), 0) + 1
+
+    def skip(self, edges: Sequence[Edge], wanted: Sequence[Any]) -> None:
+        """Note that a node contributes nothing: no cotangent reached it."""
+        for edge, is_wanted in zip(edges, wanted, strict=True):
+            if is_wanted is not False and isinstance(edge, Tensor):
                 self.add(edge, None)
 
     def add(self, leaf: Tensor, cotangent: Tensor | None) -> None:

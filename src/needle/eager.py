@@ -6,6 +6,7 @@ and dtype of the result.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from needle.config import modes
 from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
 from needle.errors import AnomalyError, ArgumentTypeError, DeviceError, NeedleError
 from needle.ops.engine import engine
-from needle.ops.record import Kind, Op
+from needle.ops.record import Op
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise, to_array, wrap
 
@@ -39,9 +40,7 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
             for array in arrays:
                 if array.__class__ is Spec:
                     return _apply_meta(op, inputs, attrs)
-            if op.kind is not Kind.ELEMENTWISE:
-                # Elementwise references broadcast and refuse as their ops do; others might accept,
-                # silently, what the op does not allow.
+            if not op.refuses:
                 op.infer(*arrays, **attrs)
             value = state.quiet(op.reference, *arrays, **attrs)
     except NeedleError:
@@ -170,7 +169,9 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
         return value  # type: ignore[no-any-return]
     if kind is float or kind is int:
         constant = _constants.get((value, dtype))
-        return _constant(value, dtype) if constant is None else constant
+        if constant is None or (not value and _is_negative_zero(value)):
+            return _constant(value, dtype)
+        return constant
     if isinstance(value, Tensor):
         return value
     if isinstance(value, str | bytes | dict | set) or value is None:
@@ -180,10 +181,15 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
     return wrap(to_array(value, dtype))
 
 
+def _is_negative_zero(value: float) -> bool:
+    return value == 0 and math.copysign(1.0, value) < 0
+
+
 def _constant(value: int | float, dtype: DType | None) -> Tensor:
     constant = initialise(Tensor.__new__(Tensor), to_array(value, dtype), True)
-    # 0, 0.0 and −0.0 are one key, and so are 1 and 1.0 where no dtype tells them apart; NaN is none.
-    if value and value == value and dtype is not None:
+    # −0.0 and 0.0 are one key (`as_tensor` asks before it looks), and so are 1 and 1.0 where no dtype tells
+    # them apart; NaN is none.
+    if value == value and not _is_negative_zero(value) and dtype is not None:
         if len(_constants) > 1000:
             _constants.clear()
         _constants[value, dtype] = constant

@@ -7,7 +7,6 @@ over the history of the new value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,18 +33,28 @@ def update(target: Tensor, function: OpFunction[..., Any], *others: Any) -> Tens
     recording = modes.state.grad and (
         target._requires_grad or any(isinstance(o, Tensor) and o._requires_grad for o in others)
     )
-    if not recording and isinstance(record.reference, np.ufunc) and target.device is not META:
-        if dtypes.is_float(target.dtype):
-            values = [as_tensor(o, target.dtype) if _is_number(o) else as_tensor(o) for o in others]
-            if all(v.dtype == target.dtype for v in values) and _writable(target):
-                arrays = [target._data, *(v._data for v in values)]
-                if all(a.ndim <= target.ndim for a in arrays) and (
-                    np.broadcast_shapes(*(a.shape for a in arrays)) == target.shape
-                ):
-                    modes.state.quiet(record.reference, *arrays, out=target._data)
-                    _bump(target)
-                    return target
+    if not recording and record.is_ufunc and target._data.dtype in dtypes.FLOAT_SET:
+        if _update_directly(target, record.reference, others):
+            return target
     return assign(target, function(target, *others), record.name)
+
+
+def _update_directly(target: Tensor, ufunc: Any, others: tuple[Any, ...]) -> bool:
+    """Have NumPy write the result into the storage; False if that needs a conversion, or is refused."""
+    data = target._data
+    arrays = [data]
+    for other in others:
+        kind = other.__class__
+        value = as_tensor(other, data.dtype) if kind is float or kind is int else as_tensor(other)
+        if value._data.dtype is not data.dtype:
+            return False
+        arrays.append(value._data)
+    try:
+        modes.state.quiet(ufunc, *arrays, out=data)
+    except (ValueError, TypeError):
+        return False  # the general way explains what is wrong
+    _bump(target)
+    return True
 
 
 def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
@@ -128,10 +137,3 @@ def _writable(target: Tensor) -> bool:
 def _bump(target: Tensor) -> None:
     if target._version is not None:
         target._version[0] += 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float))
-
-
-Update = Callable[..., Tensor]

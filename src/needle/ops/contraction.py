@@ -41,7 +41,9 @@ def _matmul(x: Array, y: Array) -> Array:
 
 
 def _transposed(x: Tensor) -> Tensor:
-    return permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+    n = x.ndim
+    result: Tensor = apply(permute_dims, x, axes=(*range(n - 2), n - 1, n - 2))
+    return result
 
 
 def _matmul_vjp_y(g: Tensor, x: Tensor, y_shape: Shape) -> Tensor:
@@ -83,6 +85,7 @@ def _matmul_samples() -> Iterable[Sample]:
         "y": _matmul_vjp_y,
     },
     samples=_matmul_samples,
+    refuses=True,
     flops=_matmul_flops,
     aliases=("mm", "bmm"),
     peer="matmul",

@@ -50,6 +50,8 @@ def widened(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def compute(*arrays: Array, **attrs: Any) -> Any:
         dtype = arrays[0].dtype
+        if dtype.itemsize != 2:
+            return function(*arrays, **attrs)
         wide = accumulation_dtype(dtype)
         if wide == dtype:
             return function(*arrays, **attrs)

@@ -121,6 +121,7 @@ def _reshape_samples() -> Iterable[Sample]:
     reference=lambda x, *, shape: x.reshape(shape),
     vjp={"x": lambda g, x_shape: g.reshape(x_shape)},
     samples=_reshape_samples,
+    refuses=True,
     may_alias=True,
     is_method=False,
     peer="reshape",
@@ -170,6 +171,7 @@ def _permute_samples() -> Iterable[Sample]:
     reference=lambda x, *, axes: np.transpose(x, axes),
     vjp={"x": lambda g, axes: permute_dims(g, _inverse(axes))},
     samples=_permute_samples,
+    refuses=True,
     may_alias=True,
     aliases=("permute",),
     peer="permute",
@@ -285,6 +287,7 @@ def _sum_back(g: Tensor, x_shape: Shape) -> Tensor:
     reference=lambda x, *, shape: np.broadcast_to(x, shape),
     vjp={"x": _sum_back},
     samples=_broadcast_samples,
+    refuses=True,
     may_alias=True,
     is_method=False,
     peer=lambda torch, x, shape: torch.broadcast_to(x, shape),
@@ -474,6 +477,7 @@ def _slice_samples() -> Iterable[Sample]:
         "x": lambda g, x_shape, starts, stops, steps: unslice(g, x_shape, starts, stops, steps)
     },
     samples=_slice_samples,
+    refuses=True,
     may_alias=True,
     is_method=False,
 )

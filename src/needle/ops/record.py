@@ -117,6 +117,8 @@ class Op(Entry):
         lower: how the compiler builds it.
         flops: arithmetic operations, from the specs of inputs and result and the attributes.
         may_alias: whether the reference may return a view of its first input.
+        refuses: whether the reference itself refuses all that `infer` refuses. Eager execution then
+            infers only to explain an error, and saves the time otherwise.
         inputs: names of the tensor inputs; the last may be variadic.
     """
 
@@ -127,6 +129,7 @@ class Op(Entry):
     lower: Lowering | None = None
     flops: Callable[..., int] | None = None
     may_alias: bool = False
+    refuses: bool = False
     inputs: tuple[str, ...] = ()
     is_variadic: bool = False
     #: Elementwise ops only: the categories of dtypes to which its inputs are promoted.
@@ -134,11 +137,14 @@ class Op(Entry):
     rules: dict[str, BoundRule] = field(init=False, default_factory=dict)
     #: Whether the reference is a NumPy ufunc, which broadcasts and refuses as the op does.
     is_ufunc: bool = field(init=False, default=False)
+    _rules_at: dict[int, list[BoundRule | None]] = field(init=False, default_factory=dict)
     _plans: dict[tuple[bool, ...], SavePlan] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.differentiable = self.vjp is not None
         self.is_ufunc = isinstance(self.reference, np.ufunc)
+        # Elementwise references broadcast and refuse as their ops do.
+        self.refuses = self.refuses or self.kind is Kind.ELEMENTWISE
         for name, rule in (self.vjp or {}).items():
             if name not in self.inputs:
                 raise TypeError(f"op {self.name}: vjp rule for {name!r}, which is no input")
@@ -147,6 +153,15 @@ class Op(Entry):
     def input_name(self, position: int) -> str:
         """Return the name of the input at ``position``; variadic inputs share the last name."""
         return self.inputs[min(position, len(self.inputs) - 1)]
+
+    def rules_at(self, count: int) -> list[BoundRule | None]:
+        """Return the rule of each of ``count`` inputs, None where there is none."""
+        rules = self._rules_at.get(count)
+        if rules is None:
+            rules = self._rules_at[count] = [
+                self.rules.get(self.input_name(i)) for i in range(count)
+            ]
+        return rules
 
     def save_plan(self, needed: tuple[bool, ...]) -> SavePlan:
         """Return what the rules of the ``needed`` inputs want kept for the backward pass."""
@@ -254,6 +269,7 @@ def op(
     lower: Lowering | None = None,
     flops: Callable[..., int] | None = None,
     may_alias: bool = False,
+    refuses: bool = False,
     aliases: Iterable[str] = (),
     is_method: bool = True,
     peer: str | Callable[..., Any] | None = None,
@@ -281,6 +297,7 @@ def op(
             lower=lower,
             flops=flops,
             may_alias=may_alias,
+            refuses=refuses,
             inputs=tuple(p.name for p in positional),
             is_variadic=bool(positional) and positional[-1].kind is inspect.Parameter.VAR_POSITIONAL,
         )

@@ -76,11 +76,12 @@ def _sum_samples() -> Iterable[Sample]:
 @op(
     kind=Kind.REDUCTION,
     infer=infer_reduction,
-    reference=widened(lambda x, *, axes, keepdims: np.sum(x, axis=axes, keepdims=keepdims)),
+    reference=widened(lambda x, *, axes, keepdims: np.add.reduce(x, axes, keepdims=keepdims)),
     vjp={
         "x": lambda g, x_shape, axes: broadcast_to(reshape(g, kept(x_shape, axes)), x_shape)
     },
     samples=_sum_samples,
+    refuses=True,
     peer=_torch_reduction("sum"),
 )
 def sum(
@@ -115,12 +116,13 @@ def sum(
 def sum_to_shape(x: Tensor, shape: Shape) -> Tensor:
     """Sum over the axes along which ``shape`` was broadcast: the adjoint of broadcasting."""
     lead = x.ndim - len(shape)
-    axes = tuple(range(lead)) + tuple(
+    stretched = [
         lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1
-    )
-    if axes:
-        x = sum(x, axes, keepdims=True)
-    return x if x.shape == shape else reshape(x, shape)
+    ]
+    if stretched:
+        x = sum(x, (*range(lead), *stretched), keepdims=True)
+        return reshape(x, shape) if lead else x
+    return sum(x, tuple(range(lead))) if lead else x
 
 
 def _count(shape: Shape, axes: Shape) -> int:
@@ -297,9 +299,10 @@ def _extremum_vjp(g: Tensor, x: Tensor, out: Tensor, axes: Shape) -> Tensor:
 @op(
     kind=Kind.REDUCTION,
     infer=_infer_extremum("max"),
-    reference=lambda x, *, axes, keepdims: np.max(x, axis=axes, keepdims=keepdims),
+    reference=lambda x, *, axes, keepdims: np.maximum.reduce(x, axes, keepdims=keepdims),
     vjp={"x": _extremum_vjp},
     samples=_extremum_samples,
+    refuses=True,
     aliases=("amax",),
     peer=_torch_reduction("amax"),
 )
@@ -327,9 +330,10 @@ def max(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 @op(
     kind=Kind.REDUCTION,
     infer=_infer_extremum("min"),
-    reference=lambda x, *, axes, keepdims: np.min(x, axis=axes, keepdims=keepdims),
+    reference=lambda x, *, axes, keepdims: np.minimum.reduce(x, axes, keepdims=keepdims),
     vjp={"x": _extremum_vjp},
     samples=_extremum_samples,
+    refuses=True,
     aliases=("amin",),
     peer=_torch_reduction("amin"),
 )
