@@ -84,7 +84,7 @@ class Mode:
         return inside  # type: ignore[return-value]
 
 
-class no_grad(Mode):  # noqa: N801
+class no_grad(Mode):
     """Do not record ops: results require no gradient.
 
     Example:
@@ -98,7 +98,7 @@ class no_grad(Mode):  # noqa: N801
     settings = {"grad": False}
 
 
-class enable_grad(Mode):  # noqa: N801
+class enable_grad(Mode):
     """Record ops again, inside of `no_grad`.
 
     Example:
@@ -111,7 +111,7 @@ class enable_grad(Mode):  # noqa: N801
     settings = {"grad": True, "inference": False}
 
 
-class inference_mode(Mode):  # noqa: N801
+class inference_mode(Mode):
     """Like `no_grad`, for pure inference: results may never enter a backward pass.
 
     Saves the bookkeeping that a tensor needs to take part in one later.
@@ -127,7 +127,7 @@ class inference_mode(Mode):  # noqa: N801
     settings = {"grad": False, "inference": True}
 
 
-class detect_anomaly(Mode):  # noqa: N801
+class detect_anomaly(Mode):
     """Raise at the op in which a NaN or an infinity first appears, forward or backward.
 
     Raises:
@@ -145,7 +145,7 @@ class detect_anomaly(Mode):  # noqa: N801
     settings = {"anomaly": True}
 
 
-class set_grad_enabled(Mode):  # noqa: N801
+class set_grad_enabled(Mode):
     """Switch recording on or off; as a statement, or for a ``with`` block.
 
     Args:
@@ -167,7 +167,7 @@ class set_grad_enabled(Mode):  # noqa: N801
         pass
 
 
-class set_detect_anomaly(Mode):  # noqa: N801
+class set_detect_anomaly(Mode):
     """Switch anomaly detection on or off; as a statement, or for a ``with`` block.
 
     Args:

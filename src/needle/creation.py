@@ -81,9 +81,7 @@ def from_dlpack(x: Any, /, *, device: DeviceLike = None, copy: bool | None = Non
     return asarray(np.from_dlpack(x), device=device, copy=copy)
 
 
-def zeros(
-    shape: int | Sequence[int], *, dtype: Any = None, device: DeviceLike = None
-) -> Tensor:
+def zeros(shape: int | Sequence[int], *, dtype: Any = None, device: DeviceLike = None) -> Tensor:
     """Return a tensor of zeros.
 
     Args:
@@ -384,5 +382,3 @@ def is_tensor(x: Any) -> bool:
         (True, False)
     """
     return isinstance(x, Tensor)
-
-

@@ -8,7 +8,7 @@ a tensor of floats keeps its dtype when it meets a tensor of integers, and Pytho
 from __future__ import annotations
 
 import builtins
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -48,8 +48,6 @@ _BY_NAME: dict[str, DType] = {d.name: d for d in ALL}
 #: For tests in hot paths.
 FLOAT_SET = frozenset(FLOATS)
 INTEGER_SET = frozenset(INTEGERS)
-
-
 
 
 def as_dtype(dtype: Any) -> DType:
@@ -125,7 +123,7 @@ def scalar_dtype(value: int | float, dtype: DType) -> DType:
     return dtype
 
 
-@lru_cache(maxsize=None)
+@cache
 def promote(a: DType, b: DType) -> DType:
     """Return the dtype to which both ``a`` and ``b`` convert without losing their kind.
 

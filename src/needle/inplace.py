@@ -93,9 +93,7 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
 
 def check_cast(source: Any, target: Any, name: str) -> None:
     """Raise if storing ``source`` in ``target`` would lose the kind (float → int → bool)."""
-    rank = [
-        2 if dtypes.is_float(d) else 1 if dtypes.is_integer(d) else 0 for d in (source, target)
-    ]
+    rank = [2 if dtypes.is_float(d) else 1 if dtypes.is_integer(d) else 0 for d in (source, target)]
     if rank[0] > rank[1]:
         raise DTypeError(
             f"in-place {name}: the result is {source.name} and would be cut to {target.name}; "

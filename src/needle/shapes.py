@@ -26,9 +26,6 @@ class Spec(NamedTuple):
     shape: Shape
     dtype: DType
 
-    # A Spec that strays into a NumPy function is an error, not an array of objects.
-    __array_ufunc__ = None
-
     @property
     def ndim(self) -> int:
         """Number of axes."""
@@ -46,6 +43,10 @@ class Spec(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype.name}{list(self.shape)}"
+
+
+# A Spec that strays into a NumPy function is an error, not an array of objects.
+Spec.__array_ufunc__ = None  # type: ignore[attr-defined]
 
 
 def as_index(value: Any, what: str) -> int:

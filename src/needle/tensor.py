@@ -133,7 +133,7 @@ class Tensor(TensorMethods):
         return META if self._data.__class__ is Spec else CPU
 
     @property
-    def T(self) -> Tensor:  # noqa: N802
+    def T(self) -> Tensor:
         """The transposed matrix; only for two axes."""
         if self.ndim != 2:
             raise ShapeError(
@@ -143,7 +143,7 @@ class Tensor(TensorMethods):
         return self.permute_dims((1, 0))
 
     @property
-    def mT(self) -> Tensor:  # noqa: N802
+    def mT(self) -> Tensor:
         """Each matrix of the last two axes transposed."""
         if self.ndim < 2:
             raise ShapeError(f"mT: needs at least two axes, got shape {list(self.shape)}")
@@ -289,7 +289,9 @@ class Tensor(TensorMethods):
         array = self.numpy()
         if dtype is not None and array.dtype != dtype:
             if copy is False:
-                raise ArgumentError(f"converting {self.dtype.name} to {np.dtype(dtype)} needs a copy")
+                raise ArgumentError(
+                    f"converting {self.dtype.name} to {np.dtype(dtype)} needs a copy"
+                )
             return array.astype(dtype)
         return array.copy() if copy else array
 
@@ -489,7 +491,7 @@ def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) ->
     except OverflowError as error:
         raise DTypeError(f"a number does not fit: {error}") from None
     if dtype is None and is_python:
-        if array.dtype.kind == "O" or array.size == 0 and not isinstance(data, np.ndarray):
+        if array.dtype.kind == "O" or (array.size == 0 and not isinstance(data, np.ndarray)):
             dtype = default or dtypes.float32 if array.size == 0 else None
         if array.dtype.kind == "f":
             dtype = dtypes.DEFAULT_FLOAT

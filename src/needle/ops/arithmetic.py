@@ -14,14 +14,12 @@ from needle.ops.record import composite
 from needle.ops.samples import (
     Array,
     Sample,
-
     bad,
     binary_samples,
     bools,
     distinct,
     integers,
     normal,
-
     uniform,
 )
 
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
 NUMBERS = ("integer", "float")
 BITS = ("bool", "integer")
+
 
 @elementwise(np.add, vjp={"x": lambda g: g, "y": lambda g: g})
 def add(x: TensorLike, y: TensorLike) -> Tensor:
@@ -49,7 +48,10 @@ def add(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([0.5, 1.5, 2.5])
     """
 
-@elementwise(np.subtract, takes=NUMBERS, aliases=("sub",), vjp={"x": lambda g: g, "y": lambda g: -g})
+
+@elementwise(
+    np.subtract, takes=NUMBERS, aliases=("sub",), vjp={"x": lambda g: g, "y": lambda g: -g}
+)
 def subtract(x: TensorLike, y: TensorLike) -> Tensor:
     """Difference of two tensors: ``x − y``.
 
@@ -66,9 +68,8 @@ def subtract(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([-1, 0, 1], dtype=int64)
     """
 
-@elementwise(
-    np.multiply, aliases=("mul",), vjp={"x": lambda g, y: g * y, "y": lambda g, x: g * x}
-)
+
+@elementwise(np.multiply, aliases=("mul",), vjp={"x": lambda g, y: g * y, "y": lambda g, x: g * x})
 def multiply(x: TensorLike, y: TensorLike) -> Tensor:
     """Product of two tensors, element by element: ``x · y``.
 
@@ -83,6 +84,7 @@ def multiply(x: TensorLike, y: TensorLike) -> Tensor:
         >>> ndl.multiply(ndl.arange(3), ndl.arange(3))
         Tensor([0, 1, 4], dtype=int64)
     """
+
 
 @elementwise(
     np.divide,
@@ -106,6 +108,7 @@ def divide(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([1. , 0.5])
     """
 
+
 def _integer_pairs() -> Iterable[Sample]:
     yield Sample((integers(-9, 10, 3, 4), integers(1, 5, 4)), label="integers")
     yield Sample((integers(-9, 10, 3), -2), label="negative divisor")
@@ -113,6 +116,7 @@ def _integer_pairs() -> Iterable[Sample]:
     yield Sample((uniform(-9, 9, 0), 2.0), label="empty", is_smooth=False)
     yield Sample((np.array([5.0, np.inf, np.nan, -5.0]), 3.0), label="special", is_smooth=False)
     yield bad(ArgumentError, "zero", integers(1, 5, 3), 0)
+
 
 def _nonzero(function: np.ufunc, name: str) -> object:
     # NumPy answers 0 for an integer divided by zero, with a warning; a silently wrong result.
@@ -122,6 +126,7 @@ def _nonzero(function: np.ufunc, name: str) -> object:
         return function(x, y)  # type: ignore[no-any-return]
 
     return compute
+
 
 @elementwise(
     _nonzero(np.floor_divide, "floor_divide"),  # type: ignore[arg-type]
@@ -145,6 +150,7 @@ def floor_divide(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([ 3, -4], dtype=int64)
     """
 
+
 @elementwise(
     _nonzero(np.remainder, "remainder"),  # type: ignore[arg-type]
     takes=NUMBERS,
@@ -167,10 +173,12 @@ def remainder(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([1, 2], dtype=int64)
     """
 
+
 def _power(x: Array, y: Array) -> Array:
     if x.dtype.kind == "i" and (y < 0).any():
         raise ArgumentError("pow: integers to negative powers are no integers; convert x to float")
     return np.power(x, y)  # type: ignore[no-any-return]
+
 
 def _power_samples() -> Iterable[Sample]:
     yield from binary_samples(0.3, 3.0, second=(-2.0, 2.0))()
@@ -180,6 +188,7 @@ def _power_samples() -> Iterable[Sample]:
     yield Sample((2.0, uniform(-2, 2, 3)), label="number base", has_peer=False)
     yield Sample((integers(-4, 5, 3, 4), 3), label="integers")
     yield bad(ArgumentError, "negative powers", integers(1, 5, 3), integers(-3, 0, 3))
+
 
 @elementwise(
     _power,
@@ -209,6 +218,7 @@ def pow(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([1., 4., 9.])
     """
 
+
 @elementwise(np.negative, takes=NUMBERS, aliases=("neg",), vjp={"x": lambda g: -g})
 def negative(x: TensorLike) -> Tensor:
     """Negation: ``−x``.
@@ -220,6 +230,7 @@ def negative(x: TensorLike) -> Tensor:
         >>> ndl.negative(ndl.arange(3))
         Tensor([ 0, -1, -2], dtype=int64)
     """
+
 
 @elementwise(np.absolute, takes=NUMBERS, aliases=("absolute",), vjp={"x": lambda g, x: g * sign(x)})
 def abs(x: TensorLike) -> Tensor:
@@ -233,6 +244,7 @@ def abs(x: TensorLike) -> Tensor:
         Tensor([1.5, 2. ])
     """
 
+
 @elementwise(np.square, takes=NUMBERS, vjp={"x": lambda g, x: g * (x * 2)})
 def square(x: TensorLike) -> Tensor:
     """Square: ``x²``.
@@ -244,6 +256,7 @@ def square(x: TensorLike) -> Tensor:
         >>> ndl.square(ndl.asarray([-1.5, 2.0]))
         Tensor([2.25, 4.  ])
     """
+
 
 @elementwise(
     widened(np.sign), takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer=lambda t, x: np.sign(x)
@@ -259,6 +272,7 @@ def sign(x: TensorLike) -> Tensor:
         Tensor([-1.,  0.,  1.])
     """
 
+
 @elementwise(np.floor, takes=NUMBERS, vjp={"x": lambda g: g * 0})
 def floor(x: TensorLike) -> Tensor:
     """Largest integer not above: ``⌊x⌋``, in the dtype of ``x``. Its derivative is zero.
@@ -270,6 +284,7 @@ def floor(x: TensorLike) -> Tensor:
         >>> ndl.floor(ndl.asarray([-1.5, 2.7]))
         Tensor([-2.,  2.])
     """
+
 
 @elementwise(np.ceil, takes=NUMBERS, vjp={"x": lambda g: g * 0})
 def ceil(x: TensorLike) -> Tensor:
@@ -283,6 +298,7 @@ def ceil(x: TensorLike) -> Tensor:
         Tensor([-1.,  3.])
     """
 
+
 @elementwise(np.trunc, takes=NUMBERS, vjp={"x": lambda g: g * 0})
 def trunc(x: TensorLike) -> Tensor:
     """The integer next to ``x`` towards zero, in the dtype of ``x``. Its derivative is zero.
@@ -294,6 +310,7 @@ def trunc(x: TensorLike) -> Tensor:
         >>> ndl.trunc(ndl.asarray([-1.5, 2.7]))
         Tensor([-1.,  2.])
     """
+
 
 @elementwise(np.rint, takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer="round")
 def round(x: TensorLike) -> Tensor:
@@ -307,10 +324,12 @@ def round(x: TensorLike) -> Tensor:
         Tensor([ 0.,  2., -1.])
     """
 
+
 def _extremum_samples() -> Iterable[Sample]:
     yield from binary_samples()()
     yield Sample((np.array([1.0, 2.0]), np.array([1.0, 3.0])), label="tie", is_smooth=False)
     yield Sample((bools(3, 4), bools(4)), label="bool")
+
 
 # Where both are equal each gets half, so that the derivatives still add up to one.
 @elementwise(
@@ -336,6 +355,7 @@ def maximum(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([1, 1, 2], dtype=int64)
     """
 
+
 @elementwise(
     np.minimum,
     vjp={
@@ -359,6 +379,7 @@ def minimum(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([0, 1, 1], dtype=int64)
     """
 
+
 def _clip_samples() -> Iterable[Sample]:
     yield Sample((distinct(3, 4), -0.4, 0.3))
     yield Sample((distinct(3, 4), None, 0.3), label="max only")
@@ -367,6 +388,7 @@ def _clip_samples() -> Iterable[Sample]:
     yield Sample((integers(-9, 9, 5), -3, 4), label="integers")
     yield Sample((np.array([np.nan, np.inf, -np.inf]), -1.0, 1.0), label="special", is_smooth=False)
     yield bad(ArgumentError, "min and max", distinct(3))
+
 
 @composite(samples=_clip_samples, aliases=("clamp",), is_method=True, peer="clamp")
 def clip(x: TensorLike, min: TensorLike | None = None, max: TensorLike | None = None) -> Tensor:
@@ -393,14 +415,17 @@ def clip(x: TensorLike, min: TensorLike | None = None, max: TensorLike | None = 
         result = where(result > max, max, result)
     return result
 
+
 def _bit_samples() -> Iterable[Sample]:
     yield Sample((integers(-9, 9, 3, 4), integers(-9, 9, 4)))
     yield Sample((bools(3, 4), bools(4)), label="bool")
     yield Sample((integers(0, 9, 3, 4).astype(np.uint8), 3), label="uint8")
 
+
 def _shift_samples() -> Iterable[Sample]:
     yield Sample((integers(-9, 9, 3, 4), integers(0, 5, 4)))
     yield Sample((integers(0, 9, 3, 4).astype(np.int32), 3), label="int32")
+
 
 @elementwise(np.bitwise_and, takes=BITS, samples=_bit_samples)
 def bitwise_and(x: TensorLike, y: TensorLike) -> Tensor:
@@ -418,6 +443,7 @@ def bitwise_and(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([2, 4], dtype=int64)
     """
 
+
 @elementwise(np.bitwise_or, takes=BITS, samples=_bit_samples)
 def bitwise_or(x: TensorLike, y: TensorLike) -> Tensor:
     """Bits set in either: ``x | y``.
@@ -433,6 +459,7 @@ def bitwise_or(x: TensorLike, y: TensorLike) -> Tensor:
         >>> ndl.bitwise_or(6, ndl.asarray([3, 4]))
         Tensor([7, 6], dtype=int64)
     """
+
 
 @elementwise(np.bitwise_xor, takes=BITS, samples=_bit_samples)
 def bitwise_xor(x: TensorLike, y: TensorLike) -> Tensor:
@@ -450,9 +477,11 @@ def bitwise_xor(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([5, 2], dtype=int64)
     """
 
+
 def _invert_samples() -> Iterable[Sample]:
     yield Sample((integers(-9, 9, 3, 4),))
     yield Sample((bools(3, 4),), label="bool")
+
 
 @elementwise(
     np.invert, takes=BITS, aliases=("invert",), samples=_invert_samples, peer="bitwise_not"
@@ -471,6 +500,7 @@ def bitwise_invert(x: TensorLike) -> Tensor:
         Tensor([-1, -2], dtype=int64)
     """
 
+
 @elementwise(np.left_shift, takes=("integer",), samples=_shift_samples)
 def bitwise_left_shift(x: TensorLike, y: TensorLike) -> Tensor:
     """Bits moved up: ``x · 2^y``.
@@ -487,6 +517,7 @@ def bitwise_left_shift(x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([1, 2, 4, 8], dtype=int64)
     """
 
+
 @elementwise(np.right_shift, takes=("integer",), samples=_shift_samples)
 def bitwise_right_shift(x: TensorLike, y: TensorLike) -> Tensor:
     """Bits moved down, the sign kept: ``⌊x / 2^y⌋``.
@@ -502,6 +533,7 @@ def bitwise_right_shift(x: TensorLike, y: TensorLike) -> Tensor:
         >>> ndl.bitwise_right_shift(8, ndl.arange(4))
         Tensor([8, 4, 2, 1], dtype=int64)
     """
+
 
 __all__ = [
     "abs",

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-
 from needle.dtypes import DType, as_dtype
 from needle.errors import ArgumentError, AxisError, ShapeError
 from needle.ops.elementwise import TensorLike
@@ -203,10 +202,11 @@ def permute_dims(x: TensorLike, axes: Sequence[int]) -> Tensor:
     return result
 
 
-
-
 @composite(
-    samples=lambda: [Sample((normal(2, 3, 4), 0, -1)), bad(AxisError, "axis 3", normal(2, 3), 0, 3)],
+    samples=lambda: [
+        Sample((normal(2, 3, 4), 0, -1)),
+        bad(AxisError, "axis 3", normal(2, 3), 0, 3),
+    ],
     aliases=("swapaxes",),
     is_method=True,
     peer="transpose",
@@ -233,9 +233,7 @@ def transpose(x: TensorLike, axis1: int, axis2: int) -> Tensor:
     return permute_dims(t, axes)
 
 
-@composite(
-    samples=lambda: [Sample((normal(2, 3, 4), 0, -1))], is_method=True, peer="moveaxis"
-)
+@composite(samples=lambda: [Sample((normal(2, 3, 4), 0, -1))], is_method=True, peer="moveaxis")
 def moveaxis(x: TensorLike, source: int, destination: int) -> Tensor:
     """Move an axis to another place; the others keep their order.
 
@@ -456,9 +454,7 @@ def _slices(starts: Shape, stops: Shape, steps: Shape) -> tuple[slice, ...]:
 
 
 def _infer_slice(x: Spec, *, starts: Shape, stops: Shape, steps: Shape) -> Spec:
-    shape = tuple(
-        len(range(a, b, s)) for a, b, s in zip(starts, stops, steps, strict=True)
-    )
+    shape = tuple(len(range(a, b, s)) for a, b, s in zip(starts, stops, steps, strict=True))
     return Spec(shape, x.dtype)
 
 
@@ -473,9 +469,7 @@ def _slice_samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer_slice,
     reference=lambda x, *, starts, stops, steps: x[_slices(starts, stops, steps)],
-    vjp={
-        "x": lambda g, x_shape, starts, stops, steps: unslice(g, x_shape, starts, stops, steps)
-    },
+    vjp={"x": lambda g, x_shape, starts, stops, steps: unslice(g, x_shape, starts, stops, steps)},
     samples=_slice_samples,
     refuses=True,
     may_alias=True,

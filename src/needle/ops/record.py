@@ -39,7 +39,7 @@ from needle.ops.samples import Sample, Samples
 from needle.shapes import Shape, Spec
 
 if TYPE_CHECKING:
-    from needle.tensor import Tensor
+    pass
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +52,9 @@ Infer = Callable[..., Any]
 class Kind(enum.Enum):
     """The trait by which passes and engines treat ops alike, so that nobody lists op names."""
 
-    ELEMENTWISE = "elementwise"  #: broadcasts its inputs; cotangents are summed back to their shapes
+    ELEMENTWISE = (
+        "elementwise"  #: broadcasts its inputs; cotangents are summed back to their shapes
+    )
     REDUCTION = "reduction"  #: combines the elements along axes
     MOVEMENT = "movement"  #: only moves elements; may return a view
     CONTRACTION = "contraction"  #: sums of products: matmul, convolution
@@ -299,7 +301,8 @@ def op(
             may_alias=may_alias,
             refuses=refuses,
             inputs=tuple(p.name for p in positional),
-            is_variadic=bool(positional) and positional[-1].kind is inspect.Parameter.VAR_POSITIONAL,
+            is_variadic=bool(positional)
+            and positional[-1].kind is inspect.Parameter.VAR_POSITIONAL,
         )
         return attach(record, function)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import dtypes
-from needle.dtypes import DType, as_dtype, is_float
+from needle.dtypes import as_dtype, is_float
 from needle.errors import AxisError, DTypeError, ShapeError
 from needle.ops.comparison import isfinite, where
 from needle.ops.elementwise import TensorLike, widened
@@ -77,16 +77,12 @@ def _sum_samples() -> Iterable[Sample]:
     kind=Kind.REDUCTION,
     infer=infer_reduction,
     reference=widened(lambda x, *, axes, keepdims: np.add.reduce(x, axes, keepdims=keepdims)),
-    vjp={
-        "x": lambda g, x_shape, axes: broadcast_to(reshape(g, kept(x_shape, axes)), x_shape)
-    },
+    vjp={"x": lambda g, x_shape, axes: broadcast_to(reshape(g, kept(x_shape, axes)), x_shape)},
     samples=_sum_samples,
     refuses=True,
     peer=_torch_reduction("sum"),
 )
-def sum(
-    x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False
-) -> Tensor:
+def sum(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Tensor:
     """Sum over axes. 16-bit floats are added in float32.
 
     Args:
@@ -116,9 +112,7 @@ def sum(
 def sum_to_shape(x: Tensor, shape: Shape) -> Tensor:
     """Sum over the axes along which ``shape`` was broadcast: the adjoint of broadcasting."""
     lead = x.ndim - len(shape)
-    stretched = [
-        lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1
-    ]
+    stretched = [lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1]
     if stretched:
         x = sum(x, (*range(lead), *stretched), keepdims=True)
         return reshape(x, shape) if lead else x
@@ -156,7 +150,9 @@ def _variance_samples() -> Iterable[Sample]:
 
 
 def _torch_variance(name: str) -> Callable[..., Any]:
-    def peer(torch: Any, x: Any, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
+    def peer(
+        torch: Any, x: Any, axis: Any = None, correction: float = 0, keepdims: bool = False
+    ) -> Any:
         return getattr(torch, name)(x, dim=axis, correction=correction, keepdim=keepdims)
 
     return peer
@@ -228,9 +224,7 @@ def _prod_samples() -> Iterable[Sample]:
 
 
 @composite(samples=_prod_samples, is_method=True, peer=_torch_prod)
-def prod(
-    x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False
-) -> Tensor:
+def prod(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Tensor:
     """Product over axes; 1 over no elements.
 
     Multiplies halves with each other until one is left, so that derivatives of any order are right where
@@ -257,7 +251,9 @@ def prod(
         t = t.astype(dtypes.uint64 if t.dtype in dtypes.UNSIGNED else dtypes.int64, copy=False)
     rest = tuple(i for i in range(t.ndim) if i not in axes)
     shape = reduced_shape(t.shape, axes, keepdims)
-    t = reshape(t.permute_dims((*axes, *rest)), (_count(t.shape, axes), *(t.shape[i] for i in rest)))
+    t = reshape(
+        t.permute_dims((*axes, *rest)), (_count(t.shape, axes), *(t.shape[i] for i in rest))
+    )
     if t.shape[0] == 0:
         t = pad(t, ((0, 1), *((0, 0) for _ in rest)), 1.0)
     while t.shape[0] > 1:

@@ -165,7 +165,9 @@ def cos(x: TensorLike) -> Tensor:
 
 
 @elementwise(
-    np.tan, to_float=True, vjp={"x": lambda g, out: g * (out * out + 1)},
+    np.tan,
+    to_float=True,
+    vjp={"x": lambda g, out: g * (out * out + 1)},
     samples=unary_samples(-1.2, 1.2),
 )
 def tan(x: TensorLike) -> Tensor:
