@@ -1,0 +1,58 @@
+"""One framework in a process of its own: reads requests as JSON lines, answers with times.
+
+Requests: ``{"do": "prepare", "program": name, "args": {...}}``, ``{"do": "run", "seconds": s}`` (answers with the
+seconds per call of each repetition), ``{"do": "memory"}`` (peak resident bytes so far).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+
+def run(program: Any, seconds: float, calls: int) -> list[float]:
+    """Return the seconds per call, of repetitions of ``calls`` calls, until ``seconds`` are over."""
+    times = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        for _ in range(calls):
+            program()
+        times.append((time.perf_counter() - start) / calls)
+    return times
+
+
+def main(framework: str, threads: int) -> None:
+    """Answer requests until standard input ends."""
+    module = importlib.import_module(f"benchmarks.{framework}_programs")
+    module.set_threads(threads)
+    program: Any = None
+    calls = 1
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: Any
+        if request["do"] == "prepare":
+            program = None
+            gc.collect()
+            program = getattr(module, request["program"])(**request["args"])
+            for _ in range(3):
+                program()
+            start = time.perf_counter()
+            program()
+            # Repetitions of about 0.2 ms, so that reading the clock costs nothing.
+            calls = max(1, int(2e-4 / max(time.perf_counter() - start, 1e-7)))
+            answer = True
+        elif request["do"] == "run":
+            answer = run(program, request["seconds"], calls)
+        else:
+            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
