@@ -99,20 +99,22 @@ def as_markdown(rows: list[Row], facts: dict[str, Any]) -> str:
     """Return the README's table."""
     lines = [
         f"Measured on {facts['date']}: {facts['processor']}, {facts['threads']} threads, "
-        f"{facts['matrix GFLOP/s (float32)']} GFLOP/s (float32 matrix product), {facts['copy GB/s']} GB/s "
-        f"(copy); Python {facts['python']}, NumPy {facts['numpy']}, PyTorch {facts['torch']}.",
+        f"{facts['matrix GFLOP/s (float32)']} GFLOP/s (float32 matrix product), "
+        f"{facts['copy GB/s']} GB/s (copy); Python {facts['python']}, NumPy {facts['numpy']}, PyTorch {facts['torch']}.",
         "",
         "| | needle | PyTorch (eager) | PyTorch ÷ needle | target |",
         "|---|---:|---:|---:|---|",
     ]
     for row in rows:
         mark = {None: "", True: " ✓", False: " ✗"}[row.is_met]
-        needle, torch = (f"{row.values[f]:,.3g}" if row.values[f] < 1000 else f"{row.values[f]:,.0f}"
-                         for f in ("needle", "torch"))  # fmt: skip
-        lines.append(
-            f"| {row.name} ({row.unit}) | {needle} | {torch} | {row.speedup:.2f} | {row.target}{mark} |"
-        )
+        needle, torch = (_digits(row.values[name]) for name in ("needle", "torch"))
+        name = f"{row.name} ({row.unit})"
+        lines.append(f"| {name} | {needle} | {torch} | {row.speedup:.2f} | {row.target}{mark} |")
     return "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def write_readme(table: str) -> None:
@@ -132,8 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each row")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--only", default="", help="rows whose name matches this regular expression")
-    parser.add_argument("--write", action="store_true", help="write results.json and the README's table")
+    parser.add_argument("--only", default="", help="rows that match this regular expression")
+    parser.add_argument("--write", action="store_true", help="write JSON and README")
     options = parser.parse_args()
 
     facts = conditions(options.threads)

@@ -63,7 +63,8 @@ class Row:
         values: median by framework; smaller is better.
         spread: quartiles by framework.
         target: what the project promises, in words.
-        limit: the promise: needle's value at most this (in the unit), or at most ``ratio`` × PyTorch's.
+        limit: the promise: needle's value at most this (in the unit), or at most ``ratio`` ×
+            PyTorch's.
         ratio: see ``limit``.
     """
 
@@ -116,7 +117,8 @@ def summarise(row: Row, samples: dict[str, list[float]], scale: float) -> Row:
 
 
 def import_times(modules: dict[str, str], rounds: int, threads: int) -> dict[str, list[float]]:
-    """Return the seconds that a new interpreter takes to import each module, beyond an empty one's."""
+    """Return the seconds that a new interpreter takes to import each module, beyond an empty
+    one's."""
 
     def spawn(code: str) -> float:
         start = time.perf_counter()

@@ -47,5 +47,7 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     name = next((ln.split(":")[1].strip() for ln in text.splitlines() if "model name" in ln), "?")
     flags = next((ln for ln in text.splitlines() if ln.startswith("flags")), "")
-    units = [u for u, f in (("AVX-512", "avx512f"), ("AMX", "amx_tile"), ("AVX2", "avx2")) if f in flags]
+    units = [
+        u for u, f in (("AVX-512", "avx512f"), ("AMX", "amx_tile"), ("AVX2", "avx2")) if f in flags
+    ]
     return f"{name} ({', '.join(units)})" if units else name

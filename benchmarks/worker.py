@@ -1,7 +1,8 @@
 """One framework in a process of its own: reads requests as JSON lines, answers with times.
 
-Requests: ``{"do": "prepare", "program": name, "args": {...}}``, ``{"do": "run", "seconds": s}`` (answers with the
-seconds per call of each repetition), ``{"do": "memory"}`` (peak resident bytes so far).
+Requests: ``{"do": "prepare", "program": name, "args": {...}}``, ``{"do": "run", "seconds": s}``
+(answers with the seconds per call of each repetition), ``{"do": "memory"}`` (peak resident bytes so
+far).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 
 def run(program: Any, seconds: float, calls: int) -> list[float]:
-    """Return the seconds per call, of repetitions of ``calls`` calls, until ``seconds`` are over."""
+    """Return the seconds per call, of repetitions of ``calls`` calls, until ``seconds`` are
+    over."""
     times = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:

@@ -16,7 +16,6 @@ class TensorMethods:
     __slots__ = ()
 
     if TYPE_CHECKING:
-
         # For type checkers without the generated stub: any method, any operator.
         def __getattr__(self, name: str) -> Any: ...
         def __add__(self, other: Any) -> Any: ...

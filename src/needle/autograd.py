@@ -1,11 +1,12 @@
 """Reverse-mode automatic differentiation.
 
-While gradients are recorded, each op leaves a `GradNode`: the op, edges to the nodes (or leaves) of its inputs,
-and the values that its vjp rules asked for. `backward` walks the nodes from the newest to the oldest, which is a
-topological order because an op's inputs always exist before it, and hands each node's cotangent to the rules.
+While gradients are recorded, each op leaves a `GradNode`: the op, edges to the nodes (or leaves) of
+its inputs, and the values that its vjp rules asked for. `backward` walks the nodes from the newest
+to the oldest, which is a topological order because an op's inputs always exist before it, and hands
+each node's cotangent to the rules.
 
-Rules are written with ops. So recording the backward pass itself (``create_graph=True``) gives gradients of
-gradients, and tracing it gives a compiled backward pass, with no second mechanism.
+Rules are written with ops. So recording the backward pass itself (``create_graph=True``) gives
+gradients of gradients, and tracing it gives a compiled backward pass, with no second mechanism.
 """
 
 from __future__ import annotations
@@ -242,8 +243,8 @@ def edge_of(tensor: Tensor, op_name: str) -> Edge:
     """Return where the cotangent of ``tensor`` goes.
 
     Raises:
-        GradientError: the storage was overwritten through another tensor, so that the recorded history
-            no longer describes the values.
+        GradientError: the storage was overwritten through another tensor, so that the recorded
+            history no longer describes the values.
     """
     node = tensor._node
     if node is None:
@@ -260,7 +261,8 @@ def check_history(tensor: Tensor, op_name: str) -> None:
     if tensor._node is not None and version is not None and version[0] != tensor._history:
         raise GradientError(
             f"{op_name}: the values of a tensor of shape {list(tensor.shape)} (result of "
-            f"{tensor._node.name}) were overwritten through another tensor that shares its storage, so "
+            f"{tensor._node.name}) were overwritten through another tensor that shares its "
+            "storage, so "
             "its recorded history is wrong; write through the tensor itself, or clone() first"
         )
 
@@ -304,7 +306,8 @@ def grad(
         grad_outputs: cotangent of each output; ones where missing.
         retain_graph: keep the graph for another pass; as ``create_graph`` if not given.
         create_graph: record the backward pass, so that the gradients can be differentiated again.
-        allow_unused: return None for an input that the outputs do not depend on, instead of raising.
+        allow_unused: return None for an input that the outputs do not depend on, instead of
+            raising.
 
     Returns:
         A tensor for a single input, else a tuple.
@@ -369,7 +372,8 @@ def run_backward(
     for output, cotangent in zip(outputs, cotangents, strict=True):
         if not output._requires_grad:
             raise GradientError(
-                "backward: this tensor requires no gradient: it was computed from tensors that do not "
+                "backward: this tensor requires no gradient: it was computed from tensors that "
+                "do not "
                 "require any, under no_grad, or by an op without a derivative"
             )
         edge = edge_of(output, "backward")
@@ -414,7 +418,7 @@ def run_backward(
     return sink.results()
 
 
-def _seed(output: Tensor, cotangent: Tensor | None) -> Tensor:
+def _seed(output: Tensor, cotangent: Any) -> Tensor:
     if cotangent is None:
         return wrap(np.ones(output.shape, output.dtype))
     if not isinstance(cotangent, Tensor):
@@ -497,7 +501,8 @@ def _call_hooks(hooks: list[Hook], gradient: Tensor) -> Tensor:
 class _Sink:
     """Where gradients end: in `grad` of the leaves, or in the list of targets.
 
-    A leaf's gradient is delivered when its last contribution has come, so that hooks see the complete one.
+    A leaf's gradient is delivered when its last contribution has come, so that hooks see the
+    complete one.
     """
 
     def __init__(

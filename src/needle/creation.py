@@ -319,7 +319,7 @@ def tril(x: TensorLike, *, k: int = 0) -> Tensor:
     from needle.ops.comparison import where
 
     t = as_tensor(x)
-    mask = wrap(np.tri(*t.shape[-2:], k=k, dtype=bool))
+    mask = wrap(np.tri(t.shape[-2], t.shape[-1], k=k, dtype=bool))
     return where(mask, t, 0)
 
 
@@ -338,7 +338,7 @@ def triu(x: TensorLike, *, k: int = 0) -> Tensor:
     from needle.ops.comparison import where
 
     t = as_tensor(x)
-    mask = wrap(~np.tri(*t.shape[-2:], k=k - 1, dtype=bool))
+    mask = wrap(~np.tri(t.shape[-2], t.shape[-1], k=k - 1, dtype=bool))
     return where(mask, t, 0)
 
 

@@ -54,7 +54,8 @@ def as_dtype(dtype: Any) -> DType:
     """Return the dtype that ``dtype`` names.
 
     Args:
-        dtype: a dtype, its name, or a NumPy or Python scalar type (``float`` is float32, ``int`` int64).
+        dtype: a dtype, its name, or a NumPy or Python scalar type (``float`` is float32, ``int``
+            int64).
 
     Raises:
         DTypeError: it names nothing that needle computes with.
@@ -95,7 +96,7 @@ def is_integer(dtype: DType) -> builtins.bool:
 
 def accumulation_dtype(dtype: DType) -> DType:
     """Return the dtype in which long sums of ``dtype`` are held: 16-bit floats in float32."""
-    return float32 if dtype == float16 or dtype == bfloat16 else dtype
+    return float32 if dtype in (float16, bfloat16) else dtype
 
 
 def float_dtype(dtype: DType) -> DType:

@@ -1,7 +1,7 @@
 """Eager execution: run an op now, and record it if gradients are wanted.
 
-This is the engine behind `needle.ops.engine`. On the meta device nothing runs: the record's `infer` gives shape
-and dtype of the result.
+This is the engine behind `needle.ops.engine`. On the meta device nothing runs: the record's `infer`
+gives shape and dtype of the result.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _record(
     """Leave a node behind, if a cotangent of a result would reach an input that wants one."""
     needed = tuple([t._requires_grad for t in inputs])
     plan = op.save_plan(needed)
-    if not plan.reaches or not any([r._data.dtype in FLOAT_SET for r in results]):
+    if not plan.reaches or not any(r._data.dtype in FLOAT_SET for r in results):
         return
     node = OpNode(op, inputs, attrs, results, plan)
     if modes.state.anomaly:
@@ -108,7 +108,8 @@ def _apply_meta(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> An
         # Constants (Python numbers, attributes turned to tensors) may live anywhere.
         if t._data.__class__ is not Spec and t.ndim and t._requires_grad:
             raise DeviceError(
-                f"{op.name}: some inputs are on the meta device, another of shape {list(t.shape)} is on "
+                f"{op.name}: some inputs are on the meta device, another of shape {list(t.shape)} "
+                "is on "
                 "the CPU; move them to one device with to()"
             )
     specs = op.infer(*[Spec(t.shape, t.dtype) for t in inputs], **attrs)
@@ -166,7 +167,7 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
     """
     kind = value.__class__
     if kind is Tensor:
-        return value  # type: ignore[no-any-return]
+        return value
     if kind is float or kind is int:
         constant = _constants.get((value, dtype))
         if constant is None or (not value and _is_negative_zero(value)):
@@ -187,8 +188,8 @@ def _is_negative_zero(value: float) -> bool:
 
 def _constant(value: int | float, dtype: DType | None) -> Tensor:
     constant = initialise(Tensor.__new__(Tensor), to_array(value, dtype), True)
-    # −0.0 and 0.0 are one key (`as_tensor` asks before it looks), and so are 1 and 1.0 where no dtype tells
-    # them apart; NaN is none.
+    # −0.0 and 0.0 are one key (`as_tensor` asks before it looks), and so are 1 and 1.0 where no
+    # dtype tells them apart; NaN is none.
     if value == value and not _is_negative_zero(value) and dtype is not None:
         if len(_constants) > 1000:
             _constants.clear()

@@ -1,7 +1,7 @@
 """The exceptions of needle: each is a subclass of the builtin that fits, and each teaches.
 
-A message says what was wrong (with the shapes, and what they mean), where (the path of the layer, when
-it happened inside a module), and the way out.
+A message says what was wrong (with the shapes, and what they mean), where (the path of the layer,
+when it happened inside a module), and the way out.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class StateDictError(NeedleError, RuntimeError):
     """A state dict whose keys or shapes do not fit the module."""
 
 
-class MissingExtraError(NeedleError, ImportError):
+class MissingExtraError(NeedleError, ImportError):  # type: ignore[misc]  # both have a `path`
     """An optional dependency that is not installed; the message names the extra."""
 
     def __init__(self, module: str, extra: str, purpose: str) -> None:

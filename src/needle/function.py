@@ -1,4 +1,5 @@
-"""Function: a user's own forward and backward pair. checkpoint: recompute instead of keeping values."""
+"""Function: a user's own forward and backward pair. checkpoint: recompute instead of keeping
+values."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Function:
     Subclass it with two static methods and call ``MyFunction.apply(...)``:
 
     - ``forward(ctx, *args)`` computes the results; nothing in it is recorded.
-    - ``backward(ctx, *cotangents)`` returns one cotangent (or None) for each argument of ``forward``. It
+    - ``backward(ctx, *cotangents)`` returns one cotangent (or None) for each argument of
+    ``forward``. It
       is written with ops, so that it can be differentiated again and compiled.
 
     Example:
@@ -216,7 +218,8 @@ class _Recorder:
 
 
 class _Frame:
-    """Saved-value hook of a checkpointed call: forgets the values, and recomputes them all when one is needed."""
+    """Saved-value hook of a checkpointed call: forgets the values, and recomputes them all when one
+    is needed."""
 
     def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
         self.function = function
@@ -265,7 +268,8 @@ class _Frame:
             generator.set_state(now)
         if len(recorder.values) != self.count:
             raise GradientError(
-                f"checkpoint: the recomputation keeps {len(recorder.values)} values, the first run kept "
+                f"checkpoint: the recomputation keeps {len(recorder.values)} values, the first "
+                "run kept "
                 f"{self.count}; the function must do the same each time (no state that changes)"
             )
         return recorder.values
@@ -291,11 +295,12 @@ def _thawed(leaf: Any) -> Any:
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call ``function`` without keeping its intermediate values; recompute them in the backward pass.
+    """Call ``function`` without keeping its intermediate values; recompute them in the backward
+    pass.
 
-    Trades time for memory: one more forward pass of ``function`` for the memory of everything inside it.
-    Random numbers from the default generator are the same in both runs. The values and gradients are those
-    of the plain call, to any order.
+    Trades time for memory: one more forward pass of ``function`` for the memory of everything
+    inside it. Random numbers from the default generator are the same in both runs. The values and
+    gradients are those of the plain call, to any order.
 
     Source: T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
 

@@ -1,8 +1,9 @@
-"""Writing to a tensor: ``x += y``, ``x[i] = v``, `copy_`, with the checks that keep gradients right.
+"""Writing to a tensor: ``x += y``, ``x[i] = v``, `copy_`, with the checks that keep gradients
+right.
 
-A write computes the new value with an op, as out of place, then stores it. The storage's version is bumped, so
-that a backward pass which needs the old value is an error, never a wrong gradient; and the tensor takes
-over the history of the new value.
+A write computes the new value with an op, as out of place, then stores it. The storage's version is
+bumped, so that a backward pass which needs the old value is an error, never a wrong gradient; and
+the tensor takes over the history of the new value.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ def update(target: Tensor, function: OpFunction[..., Any], *others: Any) -> Tens
     recording = modes.state.grad and (
         target._requires_grad or any(isinstance(o, Tensor) and o._requires_grad for o in others)
     )
-    if not recording and record.is_ufunc and target._data.dtype in dtypes.FLOAT_SET:
-        if _update_directly(target, record.reference, others):
-            return target
+    is_direct = not recording and record.is_ufunc and target._data.dtype in dtypes.FLOAT_SET
+    if is_direct and _update_directly(target, record.reference, others):
+        return target
     return assign(target, function(target, *others), record.name)
 
 
 def _update_directly(target: Tensor, ufunc: Any, others: tuple[Any, ...]) -> bool:
-    """Have NumPy write the result into the storage; False if that needs a conversion, or is refused."""
+    """Have NumPy write the result into the storage; False if that needs a conversion, or is
+    refused."""
     data = target._data
     arrays = [data]
     for other in others:
@@ -104,7 +106,8 @@ def check_cast(source: Any, target: Any, name: str) -> None:
 def _check_leaf(target: Tensor, name: str) -> None:
     if target._requires_grad and target._node is None:
         raise GradientError(
-            f"in-place {name}: a leaf that requires a gradient is overwritten while ops are recorded; "
+            f"in-place {name}: a leaf that requires a gradient is overwritten while ops are "
+            "recorded; "
             "put the update inside `with ndl.no_grad():`, or write to a clone()"
         )
     # A view of such a leaf writes to the leaf's storage all the same.
@@ -114,7 +117,8 @@ def _check_leaf(target: Tensor, name: str) -> None:
         if isinstance(edge, Tensor):
             if edge._version is target._version:
                 raise GradientError(
-                    f"in-place {name}: this is a view of a leaf that requires a gradient, which would be "
+                    f"in-place {name}: this is a view of a leaf that requires a gradient, which would "
+                    "be "
                     "overwritten; write to a clone(), or inside `with ndl.no_grad():`"
                 )
             return

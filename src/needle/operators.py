@@ -1,4 +1,5 @@
-"""Attach the methods and operators of `Tensor`, from the op records, when the package is imported."""
+"""Attach the methods and operators of `Tensor`, from the op records, when the package is
+imported."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def normalize_axes(axis: Axis, ndim: int, op: str) -> tuple[int, ...]:
     """
     if axis is None:
         return tuple(range(ndim))
-    if axis.__class__ is int and 0 <= axis < ndim:  # type: ignore[operator]
-        return (axis,)  # type: ignore[return-value]
+    if axis.__class__ is int and 0 <= axis < ndim:
+        return (axis,)
     if not isinstance(axis, tuple | list):
         return (normalize_axis(axis, ndim, op),)
     axes = tuple(normalize_axis(a, ndim, op) for a in axis)

@@ -1,7 +1,8 @@
 """Tensor: an array that knows how it was computed.
 
-A tensor is a handle: storage (a NumPy array, or only a `Spec` on the meta device), and, where gradients are
-recorded, the `GradNode` that made it. Its methods come from the op records; here stands what is not an op.
+A tensor is a handle: storage (a NumPy array, or only a `Spec` on the meta device), and, where
+gradients are recorded, the `GradNode` that made it. Its methods come from the op records; here
+stands what is not an op.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Tensor(TensorMethods):
     """An n-dimensional array with automatic differentiation.
 
     Args:
-        data: a number, nested lists of numbers, an array (shared, not copied, when its dtype is kept),
-            or a tensor. Python numbers become float32; arrays keep their dtype.
+        data: a number, nested lists of numbers, an array (shared, not copied, when its dtype is
+            kept), or a tensor. Python numbers become float32; arrays keep their dtype.
         dtype: dtype to convert to.
         device: where the storage lives; the CPU if not given.
-        requires_grad: whether gradients with respect to this tensor are wanted. Only floating tensors
-            can; for others this is ignored.
+        requires_grad: whether gradients with respect to this tensor are wanted. Only floating
+            tensors can; for others this is ignored.
 
     Raises:
         ShapeError: ragged nested lists.
@@ -74,8 +75,8 @@ class Tensor(TensorMethods):
     #: The node that computed this tensor, and which of its results it is; None for a leaf.
     _node: GradNode | None
     _index: int
-    #: Writes to the storage so far, in a list shared by all tensors that share the storage. None for
-    #: tensors made in inference mode.
+    #: Writes to the storage so far, in a list shared by all tensors that share the storage. None
+    #: for tensors made in inference mode.
     _version: list[int] | None
     #: The count of writes up to which `_node` describes the values.
     _history: int
@@ -90,7 +91,9 @@ class Tensor(TensorMethods):
         device: Any = None,
         requires_grad: bool = True,
     ) -> None:
-        array = to_array(data, None if dtype is None else as_dtype(dtype), default=dtypes.float32)
+        array: Any = to_array(
+            data, None if dtype is None else as_dtype(dtype), default=dtypes.float32
+        )
         if as_device(device) is META:
             array = Spec(array.shape, array.dtype)
         initialise(self, array, not modes.state.inference)
@@ -165,7 +168,8 @@ class Tensor(TensorMethods):
             )
         if not value and self._node is not None:
             raise GradientError(
-                "requires_grad can be switched off only for leaves; use detach() for a computed tensor"
+                "requires_grad can be switched off only for leaves; "
+                "use detach() for a computed tensor"
             )
         self._requires_grad = bool(value)
 
@@ -195,12 +199,13 @@ class Tensor(TensorMethods):
 
         Args:
             grad: cotangent, of this tensor's shape; ones if not given.
-            retain_graph: keep the graph for another backward pass; otherwise it is freed on the way.
+            retain_graph: keep the graph for another backward pass; otherwise it is freed on the
+                way.
             create_graph: record the backward pass itself, for gradients of gradients.
 
         Raises:
-            GradientError: nothing was recorded, the graph was freed, or a value that the backward pass
-                needs was overwritten.
+            GradientError: nothing was recorded, the graph was freed, or a value that the backward
+                pass needs was overwritten.
 
         Example:
             >>> x = ndl.Tensor(3.0)
@@ -274,8 +279,8 @@ class Tensor(TensorMethods):
     def numpy(self) -> Array:
         """Return the values as a NumPy array that shares the storage.
 
-        It is read-only when the tensor requires gradients: writes that the version checks cannot see would
-        give wrong gradients. ``x.detach().numpy()`` is writable.
+        It is read-only when the tensor requires gradients: writes that the version checks cannot
+        see would give wrong gradients. ``x.detach().numpy()`` is writable.
         """
         if self._data.__class__ is Spec:
             raise DeviceError("a meta tensor has shape and dtype but no values")
@@ -499,7 +504,8 @@ def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) ->
             dtype = default or dtypes.DEFAULT_INT
     if array.dtype.kind in "OUSMmcV" and array.dtype != dtypes.bfloat16:
         raise DTypeError(
-            f"cannot make a tensor of {array.dtype.name} data; tensors hold bools, integers and floats"
+            f"cannot make a tensor of {array.dtype.name} data; "
+            "tensors hold bools, integers and floats"
         )
     if dtype is None:
         dtype = as_dtype(array.dtype)
@@ -540,13 +546,17 @@ def _foreign(data: Any) -> Any:
 
 def _ragged(data: Any, place: str = "data") -> str:
     """Return where a nested sequence first has parts of unequal shapes."""
-    shapes: list[Any] = []
-    for i, part in enumerate(data):
-        try:
-            shapes.append(np.shape(part))
-        except ValueError:
-            return _ragged(part, f"{place}[{i}]")
+    shapes = [_shape_of(part) for part in data]
     for i, shape in enumerate(shapes):
-        if shape != shapes[0]:
+        if shape is None:
+            return _ragged(data[i], f"{place}[{i}]")
+        if shapes[0] is not None and shape != shapes[0]:
             return f"{place}[0] has shape {list(shapes[0])} but {place}[{i}] has {list(shape)}"
     return f"{place} mixes numbers and sequences"
+
+
+def _shape_of(data: Any) -> Shape | None:
+    try:
+        return np.shape(data)
+    except ValueError:
+        return None

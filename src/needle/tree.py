@@ -1,7 +1,7 @@
 """Trees: nested lists, tuples and dicts, with anything else as leaves.
 
-Functions that take or return structures of tensors (collation, checkpoint, compile) flatten them to a
-list of leaves and put results back into the same structure.
+Functions that take or return structures of tensors (collation, checkpoint, compile) flatten them to
+a list of leaves and put results back into the same structure.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def sigmoid(x: TensorLike) -> Tensor:
 
 
 def _relu(x: Array) -> Array:
-    return np.maximum(x, constant_like(x, 0))  # type: ignore[no-any-return]
+    return np.maximum(x, constant_like(x, 0))
 
 
 def _relu_samples() -> Iterable[Sample]:
@@ -80,7 +80,7 @@ def relu(x: TensorLike) -> Tensor:
 
 
 def _softplus(x: Array) -> Array:
-    return np.maximum(x, constant_like(x, 0)) + np.log1p(np.exp(-np.abs(x)))  # type: ignore[no-any-return]
+    return np.maximum(x, constant_like(x, 0)) + np.log1p(np.exp(-np.abs(x)))
 
 
 @elementwise(

@@ -123,7 +123,7 @@ def _nonzero(function: np.ufunc, name: str) -> object:
     def compute(x: Array, y: Array) -> Array:
         if x.dtype.kind in "iu" and not y.all():
             raise ArgumentError(f"{name}: an integer is divided by zero; test the divisor first")
-        return function(x, y)  # type: ignore[no-any-return]
+        return function(x, y)
 
     return compute
 
@@ -177,7 +177,7 @@ def remainder(x: TensorLike, y: TensorLike) -> Tensor:
 def _power(x: Array, y: Array) -> Array:
     if x.dtype.kind == "i" and (y < 0).any():
         raise ArgumentError("pow: integers to negative powers are no integers; convert x to float")
-    return np.power(x, y)  # type: ignore[no-any-return]
+    return np.power(x, y)
 
 
 def _power_samples() -> Iterable[Sample]:
@@ -194,8 +194,8 @@ def _power_samples() -> Iterable[Sample]:
     _power,
     takes=NUMBERS,
     aliases=("power",),
-    # Where the exponent is 0 the derivative is 0, also at x = 0 where x**(y − 1) is infinite; where the
-    # base is 0, the derivative by a positive exponent is 0, not 0 · log 0.
+    # Where the exponent is 0 the derivative is 0, also at x = 0 where x**(y − 1) is infinite; where
+    # the base is 0, the derivative by a positive exponent is 0, not 0 · log 0.
     vjp={
         "x": lambda g, x, y: g * where(y == 0, 0.0, y * x ** where(y == 0, 1.0, y - 1)),
         "y": lambda g, out, x: g * out * where(x == 0, 0.0, where(x == 0, 1.0, x).log()),
@@ -232,7 +232,9 @@ def negative(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.absolute, takes=NUMBERS, aliases=("absolute",), vjp={"x": lambda g, x: g * sign(x)})
+@elementwise(
+    np.absolute, takes=NUMBERS, aliases=("absolute",), vjp={"x": lambda g, x: g * x.sign()}
+)
 def abs(x: TensorLike) -> Tensor:
     """Absolute value: ``|x|``; the derivative at 0 is taken as 0.
 

@@ -1,8 +1,9 @@
-"""Comparisons, logic and selection, element by element. Their results carry no gradients, but `where`."""
+"""Comparisons, logic and selection, element by element. Their results carry no gradients, but
+`where`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -253,6 +254,14 @@ def _infer_where(condition: Spec, x: Spec, y: Spec) -> Spec:
     return Spec(broadcast_shapes(condition.shape, x.shape, y.shape, op="where"), x.dtype)
 
 
+def _chosen(g: Tensor, condition: Tensor) -> Tensor:
+    return where(condition, g, 0.0)
+
+
+def _not_chosen(g: Tensor, condition: Tensor) -> Tensor:
+    return where(condition, 0.0, g)
+
+
 def _where_samples() -> Iterable[Sample]:
     yield Sample((bools(3, 4), normal(3, 4), normal(3, 4, seed=1)))
     yield Sample((bools(3, 1), normal(4), normal()), label="broadcast")
@@ -266,10 +275,7 @@ def _where_samples() -> Iterable[Sample]:
     kind=Kind.ELEMENTWISE,
     infer=_infer_where,
     reference=np.where,
-    vjp={
-        "x": lambda g, condition: where(condition, g, 0.0),
-        "y": lambda g, condition: where(condition, 0.0, g),
-    },
+    vjp={"x": _chosen, "y": _not_chosen},
     samples=_where_samples,
     is_method=False,
     peer="where",
@@ -292,8 +298,7 @@ def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
         Tensor([0., 2.])
     """
     chosen, other = promoted(x, y)
-    result: Any = apply(where, as_tensor(condition), chosen, other)
-    return result  # type: ignore[no-any-return]
+    return apply(where, as_tensor(condition), chosen, other)
 
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""Contractions: sums of products. Matrix multiplication of all ranks, and what is written with it."""
+"""Contractions: sums of products. Matrix multiplication of all ranks, and what is written with
+it."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 def _infer_matmul(x: Spec, y: Spec) -> Spec:
     if x.shape[-1] != y.shape[-2]:
         raise ShapeError(
-            f"matmul: shapes {list(x.shape)} and {list(y.shape)} do not fit: the last axis of the first "
-            f"({x.shape[-1]}) must equal the last but one of the second ({y.shape[-2]})"
+            f"matmul: shapes {list(x.shape)} and {list(y.shape)} do not fit: the last axis of the "
+            f"first ({x.shape[-1]}) must equal the last but one of the second ({y.shape[-2]})"
         )
     batch = broadcast_shapes(x.shape[:-2], y.shape[:-2], op="matmul (batch axes)")
     return Spec((*batch, x.shape[-2], y.shape[-1]), x.dtype)
@@ -36,14 +37,17 @@ def _matmul(x: Array, y: Array) -> Array:
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous and x.size:
         # One large product instead of one for each matrix of the batch.
         flat = np.matmul(x.reshape(-1, x.shape[-1]), y)
-        return flat.reshape(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
-    return np.matmul(x, y)  # type: ignore[no-any-return]
+        return flat.reshape(*x.shape[:-1], y.shape[-1])
+    return np.matmul(x, y)
 
 
 def _transposed(x: Tensor) -> Tensor:
     n = x.ndim
-    result: Tensor = apply(permute_dims, x, axes=(*range(n - 2), n - 1, n - 2))
-    return result
+    return apply(permute_dims, x, axes=(*range(n - 2), n - 1, n - 2))
+
+
+def _matmul_vjp_x(g: Tensor, y: Tensor, x_shape: Shape) -> Tensor:
+    return sum_to_shape(matmul(g, _transposed(y)), x_shape)
 
 
 def _matmul_vjp_y(g: Tensor, x: Tensor, y_shape: Shape) -> Tensor:
@@ -81,7 +85,7 @@ def _matmul_samples() -> Iterable[Sample]:
     infer=_infer_matmul,
     reference=widened(_matmul),
     vjp={
-        "x": lambda g, y, x_shape: sum_to_shape(matmul(g, _transposed(y)), x_shape),
+        "x": _matmul_vjp_x,
         "y": _matmul_vjp_y,
     },
     samples=_matmul_samples,
@@ -95,8 +99,8 @@ def matmul(x: TensorLike, y: TensorLike) -> Tensor:
 
     Args:
         x: [..., m, k], or a vector [k], which counts as one row.
-        y: [..., k, n], or a vector [k], which counts as one column. Axes before the last two broadcast.
-            16-bit floats are multiplied and added in float32.
+        y: [..., k, n], or a vector [k], which counts as one column. Axes before the last two
+            broadcast. 16-bit floats are multiplied and added in float32.
 
     Returns:
         [..., m, n], without the axis of a vector.
@@ -116,7 +120,7 @@ def matmul(x: TensorLike, y: TensorLike) -> Tensor:
         a = reshape(a, (1, *a.shape))
     if column:
         b = reshape(b, (*b.shape, 1))
-    result: Tensor = apply(matmul, a, b)
+    result = apply(matmul, a, b)
     if row or column:
         shape = result.shape[: -1 - row] if column else (*result.shape[:-2], result.shape[-1])
         result = reshape(result, shape)

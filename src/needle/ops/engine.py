@@ -1,8 +1,8 @@
 """apply: the one door through which every op goes.
 
-Ops know neither tensors nor how they are run: they call `apply`, and whoever runs them (eager execution,
-shape inference, a trace) is installed below. So a record cannot reach around the engine, and every op written
-once serves all of them.
+Ops know neither tensors nor how they are run: they call `apply`, and whoever runs them (eager
+execution, shape inference, a trace) is installed below. So a record cannot reach around the engine,
+and every op written once serves all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Engine:
 
     Attributes:
         apply: from a record, its input tensors and its attributes to the resulting tensor or tuple.
-        as_tensor: from a tensor, array or Python number (with the dtype it should have) to a tensor.
+        as_tensor: from a tensor, array or Python number (with the dtype it should have) to a
+            tensor.
         promoted: from tensors, arrays and Python numbers to tensors of their common dtype.
     """
 
@@ -35,9 +36,13 @@ class Engine:
 engine = Engine()
 
 
-def apply(function: OpFunction[..., Any], *inputs: Tensor, **attrs: Any) -> Any:
-    """Run the op of a public function on tensors, with its attributes."""
-    return engine.apply(function.op, inputs, attrs)
+def apply(function: OpFunction[..., Any], *inputs: Tensor, **attrs: Any) -> Tensor:
+    """Run the op of a public function on tensors, with its attributes.
+
+    Ops of several results return a tuple; their public functions say so with a cast.
+    """
+    result: Tensor = engine.apply(function.op, inputs, attrs)
+    return result
 
 
 def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:

@@ -1,4 +1,5 @@
-"""What turns records into methods: which operator each op answers, and which methods take ``*shape``."""
+"""What turns records into methods: which operator each op answers, and which methods take
+``*shape``."""
 
 from __future__ import annotations
 

@@ -72,8 +72,7 @@ def astype(x: TensorLike, dtype: Any, *, copy: bool = True) -> Tensor:
     target = as_dtype(dtype)
     if not copy and t.dtype == target:
         return t
-    result: Tensor = apply(astype, t, dtype=target)
-    return result
+    return apply(astype, t, dtype=target)
 
 
 @op(
@@ -98,8 +97,7 @@ def clone(x: TensorLike) -> Tensor:
         >>> x
         Tensor([0, 1, 2], dtype=int64)
     """
-    result: Tensor = apply(clone, as_tensor(x))
-    return result
+    return apply(clone, as_tensor(x))
 
 
 # shape
@@ -141,8 +139,7 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
                 [2, 3]], dtype=int64)
     """
     t = as_tensor(x)
-    result: Tensor = apply(reshape, t, shape=infer_reshape(t.shape, shape))
-    return result
+    return apply(reshape, t, shape=infer_reshape(t.shape, shape))
 
 
 def _infer_permute(x: Spec, *, axes: Shape) -> Spec:
@@ -168,7 +165,7 @@ def _permute_samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer_permute,
     reference=lambda x, *, axes: np.transpose(x, axes),
-    vjp={"x": lambda g, axes: permute_dims(g, _inverse(axes))},
+    vjp={"x": lambda g, axes: g.permute_dims(_inverse(axes))},
     samples=_permute_samples,
     refuses=True,
     may_alias=True,
@@ -198,8 +195,7 @@ def permute_dims(x: TensorLike, axes: Sequence[int]) -> Tensor:
             f"permute_dims: {given} is no permutation of the {t.ndim} axes of shape {list(t.shape)}"
         )
     normal_axes = tuple(normalize_axis(a, t.ndim, "permute_dims") for a in given)
-    result: Tensor = apply(permute_dims, t, axes=normal_axes)
-    return result
+    return apply(permute_dims, t, axes=normal_axes)
 
 
 @composite(
@@ -260,7 +256,8 @@ def _infer_broadcast(x: Spec, *, shape: Shape) -> Spec:
     lead = len(shape) - x.ndim
     if lead < 0 or any(n not in (1, m) for n, m in zip(x.shape, shape[lead:], strict=True)):
         raise ShapeError(
-            f"broadcast_to: {list(x.shape)} does not expand to {list(shape)}; only axes of extent 1 "
+            f"broadcast_to: {list(x.shape)} does not expand to {list(shape)}; only axes of "
+            "extent 1 "
             "expand, and new axes come first"
         )
     return Spec(shape, x.dtype)
@@ -306,8 +303,7 @@ def broadcast_to(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
                 [0, 1]], dtype=int64)
     """
     t = as_tensor(x)
-    result: Tensor = apply(broadcast_to, t, shape=as_shape(shape, "broadcast_to"))
-    return result
+    return apply(broadcast_to, t, shape=as_shape(shape, "broadcast_to"))
 
 
 @composite(
@@ -447,7 +443,8 @@ def flatten(x: TensorLike, start_axis: int = 0, end_axis: int = -1) -> Tensor:
 
 
 def _slices(starts: Shape, stops: Shape, steps: Shape) -> tuple[slice, ...]:
-    # A slice that runs backwards to the very first element has no stop that Python can name but None.
+    # A slice that runs backwards to the very first element has no stop that Python can name but
+    # None.
     return tuple(
         slice(a, b if b >= 0 else None, s) for a, b, s in zip(starts, stops, steps, strict=True)
     )
@@ -456,6 +453,12 @@ def _slices(starts: Shape, stops: Shape, steps: Shape) -> tuple[slice, ...]:
 def _infer_slice(x: Spec, *, starts: Shape, stops: Shape, steps: Shape) -> Spec:
     shape = tuple(len(range(a, b, s)) for a, b, s in zip(starts, stops, steps, strict=True))
     return Spec(shape, x.dtype)
+
+
+def _unslice_cotangent(
+    g: Tensor, x_shape: Shape, starts: Shape, stops: Shape, steps: Shape
+) -> Tensor:
+    return unslice(g, x_shape, starts, stops, steps)
 
 
 def _slice_samples() -> Iterable[Sample]:
@@ -469,7 +472,7 @@ def _slice_samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer_slice,
     reference=lambda x, *, starts, stops, steps: x[_slices(starts, stops, steps)],
-    vjp={"x": lambda g, x_shape, starts, stops, steps: unslice(g, x_shape, starts, stops, steps)},
+    vjp={"x": _unslice_cotangent},
     samples=_slice_samples,
     refuses=True,
     may_alias=True,
@@ -500,10 +503,7 @@ def strided_slice(
         raise ShapeError(
             f"strided_slice: needs one start, stop and step for each of the {t.ndim} axes"
         )
-    result: Tensor = apply(
-        strided_slice, t, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps)
-    )
-    return result
+    return apply(strided_slice, t, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
 
 
 def _unslice(x: Array, *, shape: Shape, starts: Shape, stops: Shape, steps: Shape) -> Array:
@@ -543,7 +543,7 @@ def unslice(
         >>> ndl.unslice(ndl.ones(2), (5,), (0,), (4,), (2,))
         Tensor([1., 0., 1., 0., 0.])
     """
-    result: Tensor = apply(
+    return apply(
         unslice,
         as_tensor(x),
         shape=tuple(shape),
@@ -551,7 +551,6 @@ def unslice(
         stops=tuple(stops),
         steps=tuple(steps),
     )
-    return result
 
 
 @composite(
@@ -655,8 +654,7 @@ def pad(x: TensorLike, pads: int | Sequence[tuple[int, int]], value: float = 0.0
     exact = tuple((as_index(a, "pad: width"), as_index(b, "pad: width")) for a, b in pads)
     if any(n < 0 for pair in exact for n in pair):
         raise ArgumentError(f"pad: negative width in {pads!r}; slice to remove elements")
-    result: Tensor = apply(pad, t, pads=exact, value=value)
-    return result
+    return apply(pad, t, pads=exact, value=value)
 
 
 # joining and splitting
@@ -727,8 +725,7 @@ def concat(xs: Sequence[TensorLike], axis: int | None = 0) -> Tensor:
     if tensors[0].ndim == 0:
         raise ShapeError("concat: 0-d tensors have no axis to join along; use stack")
     place = normalize_axis(axis, tensors[0].ndim, "concat")
-    result: Tensor = apply(concat, *tensors, axis=place)
-    return result
+    return apply(concat, *tensors, axis=place)
 
 
 def _stack_samples() -> Iterable[Sample]:
@@ -785,7 +782,8 @@ def split(x: TensorLike, size: int | Sequence[int], axis: int = 0) -> tuple[Tens
 
     Args:
         x: any shape with at least one axis.
-        size: extent of each piece, the last being smaller if it does not divide; or the list of extents.
+        size: extent of each piece, the last being smaller if it does not divide; or the list of
+            extents.
         axis: the axis to cut.
 
     Raises:

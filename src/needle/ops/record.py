@@ -8,10 +8,11 @@
 
 The decorated function stays an ordinary function, the public one; its record hangs on it as
 ``name.op`` and in the `REGISTRY`. Tensor methods, generated tests, the NumPy oracle, the reference
-page and the type stub are derived from the registry. Composite functions, written with other ops, register
-with `composite` to get the same, except what only a primitive has.
+page and the type stub are derived from the registry. Composite functions, written with other ops,
+register with `composite` to get the same, except what only a primitive has.
 
-A vjp rule is a function of what it names, and only what a rule names is kept alive for the backward pass:
+A vjp rule is a function of what it names, and only what a rule names is kept alive for the backward
+pass:
 
 ========================  ====================================================================
 parameter                 receives
@@ -80,8 +81,8 @@ class Entry:
         samples: yields inputs that exercise it.
         aliases: further names of the function and method.
         is_method: whether `Tensor` has it as a method (its first parameter is then the tensor).
-        peer: how PyTorch spells it, as a path below ``torch`` or a function of ``torch`` and the sample's
-            arguments; None when PyTorch has no such thing.
+        peer: how PyTorch spells it, as a path below ``torch`` or a function of ``torch`` and the
+            sample's arguments; None when PyTorch has no such thing.
         module: where the function is defined.
     """
 
@@ -111,9 +112,9 @@ class Op(Entry):
         kind: the trait that engines and passes dispatch on.
         infer: from the specs of the inputs (positional) and the attributes (keyword) to the spec of
             the result or a tuple of specs; raises the error for inputs that do not fit.
-        reference: from arrays and attributes to an array or a tuple: plain and obvious. The oracle of
-            all tests, and the eager path where it is fast enough. Written with NumPy functions, which
-            dispatch on the array's type.
+        reference: from arrays and attributes to an array or a tuple: plain and obvious. The oracle
+            of all tests, and the eager path where it is fast enough. Written with NumPy functions,
+            which dispatch on the array's type.
         vjp: a rule for each differentiable input, see the module's docstring; None for an op whose
             results carry no gradients.
         lower: how the compiler builds it.

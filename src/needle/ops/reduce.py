@@ -105,8 +105,7 @@ def sum(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool =
         t = t.astype(dtypes.uint64, copy=False)
     elif not is_float(t.dtype):
         t = t.astype(dtypes.int64, copy=False)
-    result: Tensor = apply(sum, t, axes=normalize_axes(axis, t.ndim, "sum"), keepdims=keepdims)
-    return result
+    return apply(sum, t, axes=normalize_axes(axis, t.ndim, "sum"), keepdims=keepdims)
 
 
 def sum_to_shape(x: Tensor, shape: Shape) -> Tensor:
@@ -227,8 +226,8 @@ def _prod_samples() -> Iterable[Sample]:
 def prod(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Tensor:
     """Product over axes; 1 over no elements.
 
-    Multiplies halves with each other until one is left, so that derivatives of any order are right where
-    factors are zero, too (``out / x`` is not).
+    Multiplies halves with each other until one is left, so that derivatives of any order are right
+    where factors are zero, too (``out / x`` is not).
 
     Args:
         x: any shape; bools and integers multiply as int64.
@@ -319,8 +318,7 @@ def max(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         Tensor([5, 7], dtype=int64)
     """
     t = as_tensor(x)
-    result: Tensor = apply(max, t, axes=normalize_axes(axis, t.ndim, "max"), keepdims=keepdims)
-    return result
+    return apply(max, t, axes=normalize_axes(axis, t.ndim, "max"), keepdims=keepdims)
 
 
 @op(
@@ -350,8 +348,7 @@ def min(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         Tensor([1, 2], dtype=int64)
     """
     t = as_tensor(x)
-    result: Tensor = apply(min, t, axes=normalize_axes(axis, t.ndim, "min"), keepdims=keepdims)
-    return result
+    return apply(min, t, axes=normalize_axes(axis, t.ndim, "min"), keepdims=keepdims)
 
 
 def _arg_samples() -> Iterable[Sample]:
@@ -378,7 +375,7 @@ def _arg_extremum(function: Any, x: Any, axis: int | None, keepdims: bool) -> Te
     name = function.op.name
     if axis is None:
         rank = t.ndim
-        result: Tensor = apply(function, reshape(t, (t.size,)), axis=0, keepdims=False)
+        result = apply(function, reshape(t, (t.size,)), axis=0, keepdims=False)
         return reshape(result, (1,) * rank) if keepdims else result
     result = apply(function, t, axis=normalize_axis(axis, t.ndim, name), keepdims=keepdims)
     return result
@@ -498,8 +495,7 @@ def any(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         Tensor([ True, False], dtype=bool)
     """
     t = _as_bool(x)
-    result: Tensor = apply(any, t, axes=normalize_axes(axis, t.ndim, "any"), keepdims=keepdims)
-    return result
+    return apply(any, t, axes=normalize_axes(axis, t.ndim, "any"), keepdims=keepdims)
 
 
 @op(
@@ -525,8 +521,7 @@ def all(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
         Tensor([ True, False], dtype=bool)
     """
     t = _as_bool(x)
-    result: Tensor = apply(all, t, axes=normalize_axes(axis, t.ndim, "all"), keepdims=keepdims)
-    return result
+    return apply(all, t, axes=normalize_axes(axis, t.ndim, "all"), keepdims=keepdims)
 
 
 # Logarithm of a sum of exponentials; cumulative sums
@@ -619,8 +614,7 @@ def cumulative_sum(
         t = t.astype(dtypes.uint64 if t.dtype in dtypes.UNSIGNED else dtypes.int64, copy=False)
     if include_initial:
         t = pad(t, [(1, 0) if i == place else (0, 0) for i in range(t.ndim)])
-    result: Tensor = apply(cumulative_sum, t, axis=place)
-    return result
+    return apply(cumulative_sum, t, axis=place)
 
 
 __all__ = [

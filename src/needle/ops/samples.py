@@ -1,7 +1,8 @@
 """Samples: the inputs that exercise an op, from which its tests are generated.
 
-A sample holds NumPy arrays where the public function takes tensors. Floating arrays are float64; the tests
-cast them to each dtype that they check, and shift nothing: a sample says itself where it is differentiable.
+A sample holds NumPy arrays where the public function takes tensors. Floating arrays are float64;
+the tests cast them to each dtype that they check, and shift nothing: a sample says itself where it
+    is differentiable.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Sample:
         args: positional arguments; each array becomes a tensor.
         kwargs: keyword arguments.
         label: what is special about it; empty for an ordinary one.
-        is_smooth: whether gradients are defined and continuous around the values, so that they can be
-            compared with finite differences (False for special values and ties).
+        is_smooth: whether gradients are defined and continuous around the values, so that they can
+            be compared with finite differences (False for special values and ties).
         has_peer: whether PyTorch accepts and means the same.
         error: the exception that the call must raise, for a sample of bad input.
         match: a regular expression that the exception's message must contain.

@@ -138,7 +138,7 @@ def reciprocal(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.sin, to_float=True, vjp={"x": lambda g, x: g * cos(x)})
+@elementwise(np.sin, to_float=True, vjp={"x": lambda g, x: g * x.cos()})
 def sin(x: TensorLike) -> Tensor:
     """Sine of an angle in radians.
 
@@ -195,8 +195,8 @@ def tanh(x: TensorLike) -> Tensor:
     """
 
 
-# Rational approximations on three intervals: W. J. Cody, "Rational Chebyshev approximations for the error
-# function", Mathematics of Computation 23 (1969). Relative error below 1e-18 before rounding.
+# Rational approximations on three intervals: W. J. Cody, "Rational Chebyshev approximations for the
+# error function", Mathematics of Computation 23 (1969). Relative error below 1e-18 before rounding.
 _ERF_P = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2,
           3.77485237685302021e2, 3.20937758913846947e3)  # fmt: skip
 _ERF_Q = (1.0, 2.36012909523441209e1, 2.44024637934444173e2,
