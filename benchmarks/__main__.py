@@ -100,7 +100,8 @@ def as_markdown(rows: list[Row], facts: dict[str, Any]) -> str:
     lines = [
         f"Measured on {facts['date']}: {facts['processor']}, {facts['threads']} threads, "
         f"{facts['matrix GFLOP/s (float32)']} GFLOP/s (float32 matrix product), "
-        f"{facts['copy GB/s']} GB/s (copy); Python {facts['python']}, NumPy {facts['numpy']}, PyTorch {facts['torch']}.",
+        f"{facts['copy GB/s']} GB/s (copy); Python {facts['python']}, "
+        f"NumPy {facts['numpy']}, PyTorch {facts['torch']}.",
         "",
         "| | needle | PyTorch (eager) | PyTorch ÷ needle | target |",
         "|---|---:|---:|---:|---|",
