@@ -117,10 +117,9 @@ def _check_leaf(target: Tensor, name: str) -> None:
         if isinstance(edge, Tensor):
             if edge._version is target._version:
                 raise GradientError(
-                    f"in-place {name}: this is a view of a leaf that requires a gradient, which would "
-                    ""
-                    "be "
-                    "overwritten; write to a clone(), or inside `with ndl.no_grad():`"
+                    f"in-place {name}: this is a view of a leaf that requires a gradient, "
+                    "which would be overwritten; write to a clone(), or inside "
+                    "`with ndl.no_grad():`"
                 )
             return
         if edge is None:
