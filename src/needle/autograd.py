@@ -383,7 +383,7 @@ def run_backward(
 
     nodes = _reachable(roots)
     needed = None if targets is None else _needed(nodes, targets)
-    sink = _Sink(targets, create_graph, [edge for edge, _ in seeds], nodes, needed)
+    sink = _Sink(targets, create_graph, seeds, nodes, needed)
 
     state = modes.state
     previous = state.grad
@@ -509,14 +509,15 @@ class _Sink:
         self,
         targets: Sequence[Tensor] | None,
         create_graph: bool,
-        starts: list[Edge],
+        seeds: list[tuple[Edge, Tensor]],
         nodes: list[GradNode],
         needed: dict[GradNode, list[bool]] | None,
     ) -> None:
         self.targets = targets
         self.create_graph = create_graph
         self.partial: dict[int, Tensor | None] = {}
-        self.delivered: set[int] = set()
+        # Arrays that somebody has: the caller's cotangents, and what leaves were given.
+        self.delivered = {id(seed._data) for _, seed in seeds}
         self.found: dict[Any, Tensor] = {}
         self.leaves: set[int] | None = None
         self.places: set[tuple[GradNode, int]] = set()
@@ -525,6 +526,7 @@ class _Sink:
             self.places = {(t._node, t._index) for t in targets if t._node is not None}
         # How many contributions each leaf will get.
         self.pending: dict[int, int] = {}
+        starts = [edge for edge, _ in seeds]
         self._expect(starts, starts)
         for node in nodes:
             self._expect(node.edges, node.edges if needed is None else needed[node])
