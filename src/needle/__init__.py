@@ -49,6 +49,7 @@ from needle.dtypes import (
 )
 from needle.eager import apply as _apply
 from needle.errors import NeedleError
+from needle.function import Function, checkpoint
 from needle.operators import attach_aliases, attach_methods
 from needle.ops import *
 from needle.tensor import Tensor

@@ -396,7 +396,7 @@ class Tensor(TensorMethods):
             body = f"..., shape={list(self.shape)}, device='meta'"
         else:
             body = np.array2string(
-                self._data, separator=", ", prefix="Tensor(", threshold=200, edgeitems=3
+                self._data, precision=6, separator=", ", prefix="Tensor(", threshold=200
             )
             if 0 in self.shape and self.shape != (0,):
                 body += f", shape={list(self.shape)}"

@@ -44,7 +44,7 @@ def sigmoid(x: TensorLike) -> Tensor:
 
     Example:
         >>> ndl.sigmoid(ndl.asarray([0.0, 2.0]))
-        Tensor([0.5      , 0.8807971])
+        Tensor([0.5     , 0.880797])
     """
 
 
@@ -97,7 +97,7 @@ def softplus(x: TensorLike) -> Tensor:
 
     Example:
         >>> ndl.softplus(ndl.asarray([0.0, 100.0]))
-        Tensor([  0.6931472, 100.       ])
+        Tensor([  0.693147, 100.      ])
     """
 
 
@@ -112,7 +112,7 @@ def silu(x: TensorLike) -> Tensor:
 
     Example:
         >>> ndl.silu(ndl.asarray([0.0, 2.0]))
-        Tensor([0.       , 1.7615942])
+        Tensor([0.      , 1.761594])
     """
     t = as_float_tensor(x)
     return t * sigmoid(t)
@@ -141,7 +141,7 @@ def gelu(x: TensorLike, approximate: str = "none") -> Tensor:
 
     Example:
         >>> ndl.gelu(ndl.asarray([0.0, 1.0]))
-        Tensor([0.       , 0.8413447])
+        Tensor([0.      , 0.841345])
     """
     t = as_float_tensor(x)
     if approximate == "none":

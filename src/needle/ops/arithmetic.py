@@ -65,7 +65,7 @@ def subtract(x: TensorLike, y: TensorLike) -> Tensor:
 
     Example:
         >>> ndl.subtract(ndl.arange(3), 1)
-        Tensor([-1, 0, 1], dtype=int64)
+        Tensor([-1,  0,  1], dtype=int64)
     """
 
 
