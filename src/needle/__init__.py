@@ -1,6 +1,6 @@
 """needle: a deep-learning framework whose every line, kernels included, is Python."""
 
-from needle import dtypes, errors
+from needle import dtypes, errors, random
 from needle.autograd import grad
 from needle.config import (
     detect_anomaly,
@@ -52,6 +52,7 @@ from needle.errors import NeedleError
 from needle.function import Function, checkpoint
 from needle.operators import attach_aliases, attach_methods
 from needle.ops import *
+from needle.random import Generator, manual_seed, rand, randint, randn, randperm
 from needle.tensor import Tensor
 
 __version__ = "0.1.0"

@@ -1,9 +1,21 @@
 """The ops: one record each, one file per family. See `needle.ops.record` for how to add one."""
 
+from types import ModuleType
+
 from needle.ops.activation import *
 from needle.ops.arithmetic import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
 from needle.ops.movement import *
+from needle.ops.random import *
 from needle.ops.reduce import *
+from needle.ops.sorting import *
 from needle.ops.transcendental import *
+
+# Not the submodules, which `import *` would take along: `needle.random` is another module than the
+# family.
+__all__ = [
+    name
+    for name, value in globals().items()
+    if not name.startswith("_") and not isinstance(value, ModuleType) and name != "ModuleType"
+]
