@@ -67,6 +67,14 @@ class DataError(NeedleError, ValueError):
     """A data file that is corrupt, truncated, or not what it says it is."""
 
 
+class DataNotFoundError(NeedleError, FileNotFoundError):
+    """A data file that is not where it was looked for."""
+
+
+class DownloadError(NeedleError, OSError):
+    """A file that could not be fetched, or did not have the content that was expected."""
+
+
 class CheckpointError(NeedleError, ValueError):
     """A checkpoint that is corrupt, incomplete, or does not fit."""
 
