@@ -61,7 +61,7 @@ def test_damaged_package(tmp_path, monkeypatch, content):
     folder.mkdir()
     if content is not None:
         (folder / "digits.npz").write_bytes(content)
-    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(module, "_FILE", folder / "digits.npz")
     with pytest.raises(DataError, match="reinstall needle-dl"):
         Digits()
 
@@ -70,6 +70,6 @@ def test_pickles_in_the_package_are_not_loaded(tmp_path, monkeypatch):
     folder = tmp_path / "_files"
     folder.mkdir()
     np.savez(folder / "digits.npz", images=np.array([print], object), labels=np.zeros(1))
-    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(module, "_FILE", folder / "digits.npz")
     with pytest.raises(DataError, match="allow_pickle"):
         Digits()

@@ -63,6 +63,13 @@ def test_a_sample_draws_the_same_in_any_batch(batch):
         assert [float(alone.uniform()[0]) for _ in range(9)] == draws[:, place].tolist()
 
 
+def test_indices_may_count_from_the_end():
+    indices = list(range(-20, 20))
+    together = SampleStreams(0, 0, indices).uniform()
+    assert len(set(together.tolist())) == 40
+    assert together.tolist() == [float(SampleStreams(0, 0, [i]).uniform()[0]) for i in indices]
+
+
 def test_names_give_different_streams():
     def first(*name):
         seed, epoch, index, repeat = name

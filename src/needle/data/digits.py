@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
-from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from needle.data.images import ImageDataset
 from needle.errors import DataError
 
+_FILE = Path(__file__).with_name("_files") / "digits.npz"
 _EVERY = 5
 
 
@@ -63,15 +63,12 @@ class Digits(ImageDataset):
 
 
 def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    resource = files("needle.data") / "_files" / "digits.npz"
+    from zipfile import BadZipFile
+
     try:
-        with (
-            as_file(resource) as path,
-            path.open("rb") as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
+        with _FILE.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return archive["images"][:, None], archive["labels"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(
-            f"{resource}: the data set in the package is damaged ({error}); reinstall needle-dl"
+            f"{_FILE}: the data set in the package is damaged ({error}); reinstall needle-dl"
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -108,7 +107,7 @@ class _WrongContent(Exception):
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the name ``path`` if the block ends well, and vanishes if not."""
     # Each writer has a name of its own, in the same folder: there, a rename is atomic.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    part = path.with_name(f".{path.name}.{os.urandom(8).hex()}.part")
     try:
         with part.open("xb") as file:
             yield file

@@ -7,18 +7,19 @@ C. Burges, "The MNIST database of handwritten digits").
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import struct
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from needle.errors import DataError, DataNotFoundError
+
+if TYPE_CHECKING:
+    import gzip
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -53,6 +54,9 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
         >>> read_idx(file)
         array([7, 2, 1], dtype=uint8)
     """
+    import gzip
+    import zlib
+
     path = Path(path)
     if not path.is_file():
         raise DataNotFoundError(f"{path}: no such file")

@@ -11,7 +11,6 @@ looked up and no object of the file called, so a hostile file can at worst be re
 
 from __future__ import annotations
 
-import pickletools
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +76,12 @@ def read_pickled_dict(data: bytes, source: str) -> dict[str, Any]:
         DataError: it is no pickle, truncated, holds something else than a dict, or asks to import a
             name or to carry out an instruction that such data does not need.
     """
+    from pickletools import genops
+
     machine = _Machine()
     position = 0
     try:
-        for opcode, argument, at in pickletools.genops(data):
+        for opcode, argument, at in genops(data):
             position = at or 0
             machine.step(opcode.name, argument)
         value = machine.result()

@@ -78,7 +78,7 @@ class SampleStreams:
     Args:
         seed: the seed of the epoch.
         epoch: which epoch, from 0.
-        indices: which samples (their non-negative indices in the dataset).
+        indices: which samples (their indices in the dataset).
         repeats: how many times the epoch has visited each sample before (samplers with replacement
             visit one more than once, and each visit has a stream of its own); None means 0.
 
@@ -150,7 +150,8 @@ class SampleStreams:
                 counter = np.empty((4, n), np.uint64)
                 counter[0] = self._block
                 counter[1] = 0 if self._repeats is None else self._repeats
-                counter[2] = self._indices
+                # By way of int64, as an index counted from the end is negative.
+                counter[2] = np.asarray(self._indices, np.int64).astype(np.uint64)
                 counter[3] = self._epoch
                 block = philox4x64(counter, (self._seed, _SAMPLE))
             self._words = list(block[::-1])
@@ -158,7 +159,7 @@ class SampleStreams:
 
     def _philox(self, row: int, domain: int, block: int) -> np.random.Philox:
         repeat = 0 if self._repeats is None else int(self._repeats[row])
-        name = [block, repeat, int(self._indices[row]), self._epoch]
+        name = [block, repeat, int(self._indices[row]) & _MASK64, self._epoch]
         key = [self._seed, domain]
         return np.random.Philox(counter=np.array(name, np.uint64), key=np.array(key, np.uint64))
 
