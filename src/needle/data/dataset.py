@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from needle.data.streams import draw_seed, random_bits
 from needle.dtypes import as_dtype
 from needle.errors import ArgumentError, ArgumentTypeError, DTypeError, OutOfRangeError, ShapeError
+from needle.random import Generator
 from needle.tensor import Tensor
-
-if TYPE_CHECKING:
-    from needle.random import Generator
 
 T_co = TypeVar("T_co", covariant=True)
 Array = NDArray[Any]

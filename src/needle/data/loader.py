@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,8 @@ from needle.data.sampler import (
 )
 from needle.data.streams import SampleStreams, draw_seed, sample_scope
 from needle.errors import ArgumentError, ArgumentTypeError, StateDictError
+from needle.random import Generator
 from needle.tree import tree_map
-
-if TYPE_CHECKING:
-    from needle.random import Generator
 
 T_co = TypeVar("T_co", covariant=True)
 Collate = Callable[[list[Any]], Any]
@@ -146,8 +144,6 @@ class DataLoader(Generic[T_co]):
     def generator(self) -> Generator:
         """The source of the epochs' seeds."""
         if self._generator is None:
-            from needle.random import Generator
-
             self._generator = Generator(draw_seed(None))
         return self._generator
 

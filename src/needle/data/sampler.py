@@ -8,16 +8,14 @@ epoch needs the seed and how far it had come, and no replay of the generator.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from needle.data.streams import as_uniform, draw_seed, random_bits
 from needle.errors import ArgumentError, ShapeError
-
-if TYPE_CHECKING:
-    from needle.random import Generator
+from needle.random import Generator
 
 S_co = TypeVar("S_co", covariant=True)
 

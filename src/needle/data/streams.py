@@ -22,15 +22,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from needle.errors import ArgumentError, ShapeError
-
-if TYPE_CHECKING:
-    from needle.random import Generator
+from needle.random import Generator, randint
 
 # The second word of the key keeps apart what is drawn for different ends from one seed.
 _ORDER, _SAMPLE, _GENERATOR = 1, 2, 3
@@ -51,9 +49,7 @@ _FEW = 14
 
 def draw_seed(generator: Generator | None) -> int:
     """Return the next 62-bit seed from ``generator`` (None: the default one), which advances."""
-    from needle import random
-
-    high, low = random.randint(0, 2**31, (2,), generator=generator).tolist()
+    high, low = randint(0, 2**31, (2,), generator=generator).tolist()
     return int(high) << 31 | int(low)
 
 
