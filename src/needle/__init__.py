@@ -1,59 +1,76 @@
 """needle: a deep-learning framework whose every line, kernels included, is Python."""
 
-from needle import dtypes, errors, random
-from needle.autograd import grad
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from needle import (
+    dtypes as dtypes,
+    eager as _eager,  # installs the engine
+    errors as errors,
+    random as random,
+)
+from needle.autograd import grad as grad
 from needle.config import (
-    detect_anomaly,
-    enable_grad,
-    inference_mode,
-    is_grad_enabled,
-    is_inference_mode_enabled,
-    no_grad,
-    set_detect_anomaly,
-    set_grad_enabled,
+    detect_anomaly as detect_anomaly,
+    enable_grad as enable_grad,
+    inference_mode as inference_mode,
+    is_grad_enabled as is_grad_enabled,
+    is_inference_mode_enabled as is_inference_mode_enabled,
+    no_grad as no_grad,
+    set_detect_anomaly as set_detect_anomaly,
+    set_grad_enabled as set_grad_enabled,
 )
 from needle.creation import (
-    arange,
-    asarray,
-    empty,
-    empty_like,
-    eye,
-    from_dlpack,
-    full,
-    full_like,
-    is_tensor,
-    linspace,
-    meshgrid,
-    ones,
-    ones_like,
-    tril,
-    triu,
-    zeros,
-    zeros_like,
+    arange as arange,
+    asarray as asarray,
+    empty as empty,
+    empty_like as empty_like,
+    eye as eye,
+    from_dlpack as from_dlpack,
+    full as full,
+    full_like as full_like,
+    is_tensor as is_tensor,
+    linspace as linspace,
+    meshgrid as meshgrid,
+    ones as ones,
+    ones_like as ones_like,
+    tril as tril,
+    triu as triu,
+    zeros as zeros,
+    zeros_like as zeros_like,
 )
-from needle.devices import Device
+from needle.devices import Device as Device
 from needle.dtypes import (
-    bfloat16,
-    bool,
-    float16,
-    float32,
-    float64,
-    int8,
-    int16,
-    int32,
-    int64,
-    uint8,
-    uint16,
-    uint32,
-    uint64,
+    bfloat16 as bfloat16,
+    bool as bool,
+    float16 as float16,
+    float32 as float32,
+    float64 as float64,
+    int8 as int8,
+    int16 as int16,
+    int32 as int32,
+    int64 as int64,
+    uint8 as uint8,
+    uint16 as uint16,
+    uint32 as uint32,
+    uint64 as uint64,
 )
-from needle.eager import apply as _apply
-from needle.errors import NeedleError
-from needle.function import Function, checkpoint
+from needle.errors import NeedleError as NeedleError
+from needle.function import Function as Function, checkpoint as checkpoint
 from needle.operators import attach_aliases, attach_methods
 from needle.ops import *
-from needle.random import Generator, manual_seed, rand, randint, randn, randperm
-from needle.tensor import Tensor
+from needle.random import (
+    Generator as Generator,
+    manual_seed as manual_seed,
+    rand as rand,
+    randint as randint,
+    randn as randn,
+    randperm as randperm,
+)
+from needle.tensor import Tensor as Tensor
+
+if TYPE_CHECKING:
+    from needle import data as data, models as models, nn as nn, optim as optim, train as train
 
 __version__ = "0.1.0"
 __array_api_version__ = "2024.12"
@@ -66,4 +83,17 @@ pi = 3.141592653589793
 
 attach_methods()
 attach_aliases(globals())
-del attach_methods, attach_aliases, _apply
+del attach_methods, attach_aliases, _eager
+
+#: Loaded when first asked for, as `needle.nn`, so that importing needle stays quick.
+_SUBPACKAGES = ("data", "models", "nn", "optim", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"needle.{name}")
+    raise AttributeError(f"module 'needle' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBPACKAGES})

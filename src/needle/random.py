@@ -26,8 +26,7 @@ from needle.ops import transcendental as special
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
 from needle.ops.movement import concat, reshape, split, strided_slice
-from needle.ops.random import STATE_WORDS
-from needle.ops.random import random_bits as draw_bits
+from needle.ops.random import STATE_WORDS, random_bits as draw_bits
 from needle.ops.sorting import argsort
 from needle.shapes import Shape, Spec, as_index, as_shape
 from needle.tensor import Tensor, wrap

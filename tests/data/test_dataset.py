@@ -3,8 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import needle as ndl
 from needle.data import DataLoader, Dataset, Subset, TensorDataset, random_split

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from needle import nn
 from needle.creation import arange
 from needle.errors import ArgumentError, ShapeError
-from needle.nn import functional as F
-from needle.nn import init
+from needle.nn import functional as F, init
 from needle.tensor import Tensor
 
 
