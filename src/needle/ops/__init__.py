@@ -6,9 +6,13 @@ from needle.ops.activation import *
 from needle.ops.arithmetic import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
+from needle.ops.cross_entropy import *
+from needle.ops.labels import *
+from needle.ops.loss import *
 from needle.ops.movement import *
 from needle.ops.random import *
 from needle.ops.reduce import *
+from needle.ops.softmax import *
 from needle.ops.sorting import *
 from needle.ops.transcendental import *
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from needle.dtypes import DType, float_dtype
+from needle.dtypes import DType, accumulation_dtype, float_dtype
 from needle.errors import DTypeError
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def as_float_tensor(value: Any) -> Tensor:
     """Return ``value`` as a floating tensor; integers and bools become float32."""
     x = as_tensor(value)
     dtype = float_dtype(x.dtype)
+    return x if dtype == x.dtype else x.astype(dtype)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return ``x`` in the dtype that long sums are held in: 16-bit floats as float32."""
+    dtype = accumulation_dtype(x.dtype)
     return x if dtype == x.dtype else x.astype(dtype)
 
 

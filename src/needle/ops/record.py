@@ -57,6 +57,7 @@ class Kind(enum.Enum):
         "elementwise"  #: broadcasts its inputs; cotangents are summed back to their shapes
     )
     REDUCTION = "reduction"  #: combines the elements along axes
+    NORMALIZATION = "normalization"  #: shifts and scales elements by statistics along axes
     MOVEMENT = "movement"  #: only moves elements; may return a view
     CONTRACTION = "contraction"  #: sums of products: matmul, convolution
     INDEXING = "indexing"  #: moves elements to or from places given by integer tensors
