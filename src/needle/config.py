@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from needle.autograd import SavedValueHook
+    from needle.gradnode import SavedValueHook
 
 F = TypeVar("F", bound=Callable[..., Any])
 

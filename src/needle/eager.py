@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from needle.autograd import GradNode, OpNode, connect, first_non_finite
+from needle.autograd import first_non_finite
 from needle.config import modes
 from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
 from needle.errors import AnomalyError, ArgumentTypeError, DeviceError, NeedleError
+from needle.gradnode import OpNode, connect
 from needle.ops.engine import engine
 from needle.ops.record import Op
 from needle.shapes import Spec
@@ -229,5 +230,3 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
 engine.apply = apply
 engine.as_tensor = as_tensor
 engine.promoted = promoted
-
-__all__ = ["GradNode", "apply", "as_tensor"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from needle import tree
-from needle.autograd import GradNode, SavedValue, connect, edge_of
 from needle.config import enable_grad, modes, no_grad
 from needle.dtypes import FLOAT_SET
 from needle.errors import ArgumentTypeError, GradientError, ShapeError
+from needle.gradnode import GradNode, SavedValue, connect, edge_of
 from needle.ops.samples import Array
 from needle.tensor import Tensor, wrap
 

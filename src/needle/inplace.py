@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from needle import dtypes
-from needle.autograd import OpNode, check_history
 from needle.config import modes
 from needle.devices import META
 from needle.errors import ArgumentError, DTypeError, GradientError, ShapeError
+from needle.gradnode import OpNode, check_history
 from needle.ops.engine import as_tensor
 from needle.ops.record import OpFunction
 from needle.tensor import Tensor

@@ -29,7 +29,7 @@ from needle.ops.samples import Array
 from needle.shapes import Shape, Spec
 
 if TYPE_CHECKING:
-    from needle.autograd import GradNode
+    from needle.gradnode import GradNode
 
 Hook = Callable[["Tensor"], "Tensor | None"]
 

@@ -12,6 +12,7 @@ from needle.ops.loss import *
 from needle.ops.movement import *
 from needle.ops.random import *
 from needle.ops.reduce import *
+from needle.ops.scan import *
 from needle.ops.softmax import *
 from needle.ops.sorting import *
 from needle.ops.transcendental import *

@@ -15,7 +15,7 @@ from needle.errors import AxisError, DTypeError, ShapeError
 from needle.ops.comparison import isfinite, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_float_tensor, as_tensor
-from needle.ops.movement import broadcast_to, flip, pad, reshape
+from needle.ops.movement import broadcast_to, pad, reshape
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Sample, Samples, bad, bools, distinct, integers, normal, uniform
 from needle.shapes import Axis, Shape, Spec, normalize_axes, normalize_axis, reduced_shape
@@ -524,7 +524,7 @@ def all(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     return apply(all, t, axes=normalize_axes(axis, t.ndim, "all"), keepdims=keepdims)
 
 
-# Logarithm of a sum of exponentials; cumulative sums
+# Logarithm of a sum of exponentials
 
 
 def _logsumexp_samples() -> Iterable[Sample]:
@@ -558,71 +558,11 @@ def logsumexp(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Te
     return result if keepdims else reshape(result, reduced_shape(t.shape, axes, False))
 
 
-def _cumulative_samples() -> Iterable[Sample]:
-    yield Sample((normal(5),))
-    yield Sample((normal(3, 4),), {"axis": 0}, label="axis 0")
-    yield Sample((integers(0, 9, 3, 4),), {"axis": -1}, label="integers")
-    yield Sample((normal(3),), {"include_initial": True}, label="initial", has_peer=False)
-    yield Sample((normal(0),), label="empty")
-    yield bad(AxisError, "say which", normal(3, 4))
-
-
-def _torch_cumulative(torch: Any, x: Any, axis: int = 0) -> Any:
-    return torch.cumsum(x, axis)
-
-
-def _reverse_cumulative(g: Tensor, axis: int) -> Tensor:
-    return flip(cumulative_sum(flip(g, axis), axis=axis), axis)
-
-
-@op(
-    kind=Kind.SCAN,
-    infer=lambda x, *, axis: x,
-    reference=widened(lambda x, *, axis: np.cumsum(x, axis=axis, dtype=x.dtype)),
-    vjp={"x": _reverse_cumulative},
-    samples=_cumulative_samples,
-    aliases=("cumsum",),
-    peer=_torch_cumulative,
-)
-def cumulative_sum(
-    x: TensorLike, axis: int | None = None, *, dtype: Any = None, include_initial: bool = False
-) -> Tensor:
-    """Sum of each element and all before it along an axis.
-
-    Args:
-        x: at least one axis; bools and integers add up as int64.
-        axis: the axis; may be left out for a single axis.
-        dtype: dtype of the result.
-        include_initial: whether the result starts with 0, and so is longer by one.
-
-    Raises:
-        AxisError: the axis does not exist, or is left out with several axes.
-
-    Example:
-        >>> ndl.cumulative_sum(ndl.arange(4))
-        Tensor([0, 1, 3, 6], dtype=int64)
-    """
-    t = as_tensor(x)
-    if axis is None:
-        if t.ndim != 1:
-            raise AxisError(f"cumulative_sum: of {t.ndim} axes, say which one with axis=")
-        axis = 0
-    place = normalize_axis(axis, t.ndim, "cumulative_sum")
-    if dtype is not None:
-        t = t.astype(as_dtype(dtype), copy=False)
-    elif not is_float(t.dtype):
-        t = t.astype(dtypes.uint64 if t.dtype in dtypes.UNSIGNED else dtypes.int64, copy=False)
-    if include_initial:
-        t = pad(t, [(1, 0) if i == place else (0, 0) for i in range(t.ndim)])
-    return apply(cumulative_sum, t, axis=place)
-
-
 __all__ = [
     "all",
     "any",
     "argmax",
     "argmin",
-    "cumulative_sum",
     "logsumexp",
     "max",
     "mean",
