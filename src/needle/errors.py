@@ -14,12 +14,14 @@ class NeedleError(Exception):
         path: names of the modules that were being called, innermost first; modules add their own
             name while the exception passes through them, so that the message can say
             ``model.blocks.2.fc``.
+        module: the outermost module that the exception has passed so far.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
         self.path: list[str] = []
+        self.module: object | None = None
 
     def __str__(self) -> str:
         if not self.path:

@@ -1,0 +1,36 @@
+"""Modules: layers and losses that hold their parameters, and how to compose them."""
+
+from needle.nn import init as init
+from needle.nn.activation import (
+    GELU as GELU,
+    LeakyReLU as LeakyReLU,
+    LogSoftmax as LogSoftmax,
+    ReLU as ReLU,
+    Sigmoid as Sigmoid,
+    SiLU as SiLU,
+    Softmax as Softmax,
+    Softplus as Softplus,
+    Tanh as Tanh,
+)
+from needle.nn.containers import (
+    Identity as Identity,
+    ModuleDict as ModuleDict,
+    ModuleList as ModuleList,
+    Residual as Residual,
+    Sequential as Sequential,
+)
+from needle.nn.init import defaults as defaults
+from needle.nn.linear import Linear as Linear
+from needle.nn.loss import (
+    BCEWithLogitsLoss as BCEWithLogitsLoss,
+    CrossEntropyLoss as CrossEntropyLoss,
+    HuberLoss as HuberLoss,
+    L1Loss as L1Loss,
+    MSELoss as MSELoss,
+    NLLLoss as NLLLoss,
+    SoftmaxLoss as SoftmaxLoss,
+)
+from needle.nn.module import Module as Module
+from needle.nn.parameter import Buffer as Buffer, Parameter as Parameter
+from needle.nn.penalty import L1Penalty as L1Penalty, L2Penalty as L2Penalty
+from needle.nn.state import LoadReport as LoadReport
