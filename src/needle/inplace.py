@@ -18,7 +18,11 @@ from needle.devices import META
 from needle.errors import ArgumentError, DTypeError, GradientError, ShapeError
 from needle.gradnode import OpNode, check_history
 from needle.ops.engine import as_tensor
+from needle.ops.indexing import Selection, fit_value, select, setitem
+from needle.ops.movement import slices
 from needle.ops.record import OpFunction
+from needle.ops.samples import Array
+from needle.ops.updates import write_at
 from needle.tensor import Tensor
 
 
@@ -91,6 +95,89 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
     if target._version is not None:
         target._history = target._version[0]
     return target
+
+
+def assign_item(target: Tensor, key: Any, value: Any) -> None:
+    """Write ``value`` to the elements that ``key`` selects: ``target[key] = value``.
+
+    With gradients recorded, the tensor becomes the result of `setitem`; otherwise only the selected
+    elements are touched.
+
+    Args:
+        target: the tensor to write to.
+        key: as for ``target[key]``.
+        value: a number, array or tensor that broadcasts to the shape of ``target[key]``.
+
+    Raises:
+        GradientError: gradients are recorded and ``target`` is a leaf that requires one.
+        ShapeError: the value does not broadcast.
+        DTypeError: the value does not convert to the dtype of ``target``.
+        OutOfRangeError: an index is outside of its axis.
+
+    Example:
+        >>> x = ndl.zeros(4)
+        >>> x[1:3] = 5.0
+        >>> x
+        Tensor([0., 5., 5., 0.])
+    """
+    dtype = target._data.dtype
+    if value.__class__ in (bool, int, float):
+        check_cast(dtypes.scalar_dtype(value, dtype), dtype, "assignment")
+        v = as_tensor(value, dtype)
+    else:
+        v = as_tensor(value)
+        check_cast(v._data.dtype, dtype, "assignment")
+    if modes.state.grad and (target._requires_grad or v._requires_grad):
+        if target._requires_grad and _is_own_update(target, key, v):
+            target._history = v._history
+        assign(target, setitem(target, key, v), "assignment")
+        return
+    if target.device is META:
+        setitem(target, key, v)  # for its checks
+        return
+    _writable(target)
+    chosen = select(target.shape, key)
+    place = _place(target, chosen)
+    values = fit_value(v.detach(), chosen.result)._data
+    if chosen.indices:
+        values = modes.state.quiet(values.astype, dtype, copy=False).reshape(chosen.taken)
+        write_at(place, values, [i._data for i in chosen.indices], chosen.axes)
+    else:
+        modes.state.quiet(np.copyto, place, values, casting="unsafe")
+    _bump(target)
+    if target._version is not None:
+        target._history = target._version[0]
+
+
+def _is_own_update(target: Tensor, key: Any, value: Tensor) -> bool:
+    """Whether ``value`` is ``target[key]``, which alone was written to: ``target[key] += 1``.
+
+    Python runs that as ``view = target[key]; view += 1; target[key] = view``. The write through the
+    view made the history of ``target`` wrong for just the elements that now are replaced.
+    """
+    version = target._version
+    if version is None or value._version is not version or value is target:
+        return False
+    # One write since the history of `target` was right, and it was done by `value`: no view could
+    # be made of a stale tensor, so what has a current history, and is no view, is who wrote.
+    if not target._history + 1 == version[0] == value._history:
+        return False
+    if not isinstance(value._node, OpNode) or value._node.op.may_alias:
+        return False
+    chosen = select(target.shape, key)
+    if chosen.indices:
+        return False
+    place = _place(target, chosen)
+    same = value._data.__array_interface__["data"] == place.__array_interface__["data"]
+    return same and (value._data.shape, value._data.strides) == (place.shape, place.strides)
+
+
+def _place(target: Tensor, chosen: Selection) -> Array:
+    """Return the slice that a key selects as a view, before its indices."""
+    # The Ellipsis makes it an array for a 0-d tensor, too.
+    key = (*slices(chosen.starts, chosen.stops, chosen.steps), Ellipsis)
+    view: Array = target._data[key].reshape(chosen.shape)
+    return view
 
 
 def check_cast(source: Any, target: Any, name: str) -> None:

@@ -7,15 +7,18 @@ from needle.ops.arithmetic import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
 from needle.ops.cross_entropy import *
+from needle.ops.indexing import *
 from needle.ops.labels import *
 from needle.ops.loss import *
 from needle.ops.movement import *
+from needle.ops.places import *
 from needle.ops.random import *
 from needle.ops.reduce import *
 from needle.ops.scan import *
 from needle.ops.softmax import *
 from needle.ops.sorting import *
 from needle.ops.transcendental import *
+from needle.ops.updates import *
 
 # Not the submodules, which `import *` would take along: `needle.random` is another module than the
 # family.

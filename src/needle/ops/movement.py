@@ -442,12 +442,14 @@ def flatten(x: TensorLike, start_axis: int = 0, end_axis: int = -1) -> Tensor:
 # slices and their adjoint
 
 
-def _slices(starts: Shape, stops: Shape, steps: Shape) -> tuple[slice, ...]:
+def slices(starts: Shape, stops: Shape, steps: Shape) -> tuple[slice, ...]:
+    """Return Python's slices for the attributes of a `strided_slice`."""
+    if -1 not in stops:
+        return tuple(map(slice, starts, stops, steps))
     # A slice that runs backwards to the very first element has no stop that Python can name but
     # None.
-    return tuple(
-        slice(a, b if b >= 0 else None, s) for a, b, s in zip(starts, stops, steps, strict=True)
-    )
+    ends = [None if b < 0 else b for b in stops]
+    return tuple(map(slice, starts, ends, steps))
 
 
 def _infer_slice(x: Spec, *, starts: Shape, stops: Shape, steps: Shape) -> Spec:
@@ -471,7 +473,7 @@ def _slice_samples() -> Iterable[Sample]:
 @op(
     kind=Kind.MOVEMENT,
     infer=_infer_slice,
-    reference=lambda x, *, starts, stops, steps: x[_slices(starts, stops, steps)],
+    reference=lambda x, *, starts, stops, steps: x[slices(starts, stops, steps)],
     vjp={"x": _unslice_cotangent},
     samples=_slice_samples,
     refuses=True,
@@ -508,7 +510,7 @@ def strided_slice(
 
 def _unslice(x: Array, *, shape: Shape, starts: Shape, stops: Shape, steps: Shape) -> Array:
     result = np.zeros(shape, dtype=x.dtype)
-    result[_slices(starts, stops, steps)] = x
+    result[slices(starts, stops, steps)] = x
     return result
 
 
