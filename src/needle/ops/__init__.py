@@ -11,6 +11,7 @@ from needle.ops.indexing import *
 from needle.ops.labels import *
 from needle.ops.loss import *
 from needle.ops.movement import *
+from needle.ops.normalization import *
 from needle.ops.places import *
 from needle.ops.random import *
 from needle.ops.reduce import *
