@@ -4,9 +4,11 @@ from types import ModuleType
 
 from needle.ops.activation import *
 from needle.ops.arithmetic import *
+from needle.ops.attention import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
 from needle.ops.cross_entropy import *
+from needle.ops.dropout import *
 from needle.ops.indexing import *
 from needle.ops.labels import *
 from needle.ops.loss import *

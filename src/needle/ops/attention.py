@@ -1,0 +1,238 @@
+"""Scaled dot-product attention."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from needle import dtypes
+from needle.errors import ArgumentError, DTypeError, ShapeError
+from needle.ops.comparison import logical_and, logical_not, logical_or, where
+from needle.ops.contraction import matmul
+from needle.ops.dropout import check_probability, drop
+from needle.ops.elementwise import TensorLike
+from needle.ops.engine import as_float_tensor, as_tensor, promoted, widen
+from needle.ops.movement import broadcast_to, reshape, transpose
+from needle.ops.record import composite
+from needle.ops.reduce import all, any, cumulative_sum
+from needle.ops.samples import Sample, bad, bools, integers, normal
+from needle.ops.softmax import softmax
+from needle.shapes import Shape, broadcast_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from needle.tensor import Tensor
+
+_NAME = "scaled_dot_product_attention"
+
+
+def _check(q: Shape, k: Shape, v: Shape, enable_gqa: bool) -> None:
+    if min(len(q), len(k), len(v)) < 2:
+        raise ShapeError(
+            f"{_NAME}: query, key and value need at least two axes, [..., length, features]; got "
+            f"{list(q)}, {list(k)} and {list(v)}"
+        )
+    if q[-1] != k[-1]:
+        raise ShapeError(
+            f"{_NAME}: query {list(q)} and key {list(k)} must have the same last axis (features), "
+            f"got {q[-1]} and {k[-1]}"
+        )
+    if k[-2] != v[-2]:
+        raise ShapeError(
+            f"{_NAME}: key {list(k)} and value {list(v)} must have the same length (last axis but "
+            f"one), got {k[-2]} and {v[-2]}"
+        )
+    if not enable_gqa:
+        return
+    if min(len(q), len(k), len(v)) < 3 or k[-3] != v[-3] or not k[-3] or q[-3] % k[-3]:
+        raise ShapeError(
+            f"{_NAME}: with enable_gqa, axis -3 holds heads, as many in key as in value, and a "
+            f"divisor of those of the query; got {list(q)}, {list(k)} and {list(v)}"
+        )
+
+
+def weights_shape(q: Shape, k: Shape, v: Shape, enable_gqa: bool) -> Shape:
+    """Return the shape of the attention weights: [..., H, L, S].
+
+    Raises:
+        ShapeError: the shapes do not fit.
+    """
+    _check(q, k, v, enable_gqa)
+    if enable_gqa:
+        batch = broadcast_shapes(q[:-3], k[:-3], op=f"{_NAME}: axes before the heads")
+        return (*batch, *q[-3:-1], k[-2])
+    batch = broadcast_shapes(q[:-2], k[:-2], op=f"{_NAME}: axes before the length")
+    return (*batch, q[-2], k[-2])
+
+
+def _as_mask(attn_mask: Any, scores: Shape) -> Tensor:
+    mask = as_tensor(attn_mask)
+    if mask.dtype != dtypes.bool and not dtypes.is_float(mask.dtype):
+        raise DTypeError(
+            f"{_NAME}: attn_mask must be bool (True allows) or floats (added to the scores), got "
+            f"{mask.dtype.name}; write mask != 0"
+        )
+    if broadcast_shapes(mask.shape, scores, op=f"{_NAME}: attn_mask and scores") != scores:
+        raise ShapeError(
+            f"{_NAME}: attn_mask {list(mask.shape)} does not broadcast to the scores {list(scores)}"
+        )
+    return mask
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """Return ``[..., H, n, e]`` as ``[..., groups, H / groups, n, e]``."""
+    return reshape(x, (*x.shape[:-3], groups, x.shape[-3] // groups, *x.shape[-2:]))
+
+
+def _causal(length: int, source: int) -> Tensor:
+    """Return ``[length, source]``: whether the key stands at or before the query's position."""
+
+    def positions(n: int) -> Tensor:
+        return cumulative_sum(broadcast_to(as_tensor(1), (n,)))
+
+    result: Tensor = reshape(positions(length), (length, 1)) >= positions(source)
+    return result
+
+
+def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the scores with −∞ where attention is forbidden, and which queries may attend at all.
+
+    A query to which all keys are forbidden would have no softmax; it is left unmasked here.
+    """
+    length, source = scores.shape[-2:]
+    allowed = _causal(length, source) if is_causal else None
+    if mask is None:
+        # Every query may attend to the first key.
+        return (scores, None) if allowed is None else (where(allowed, scores, -math.inf), None)
+    if mask.dtype == dtypes.bool:
+        allowed = mask if allowed is None else logical_and(mask, allowed)
+        is_alive = any(allowed, -1, keepdims=True)
+        return where(logical_or(allowed, logical_not(is_alive)), scores, -math.inf), is_alive
+    bias = widen(mask).astype(scores.dtype, copy=False)
+    if allowed is not None:
+        bias = where(allowed, bias, -math.inf)
+    is_alive = logical_not(all(bias == -math.inf, -1, keepdims=True))
+    return scores + where(is_alive, bias, 0.0), is_alive
+
+
+def _samples() -> Iterable[Sample]:
+    q, k, v = normal(2, 3, 4, 5), normal(2, 3, 6, 5, seed=1), normal(2, 3, 6, 2, seed=2)
+    yield Sample((q, k, v))
+    yield Sample((q[0, 0], k[0, 0], v[0, 0]), label="one head")
+    yield Sample((q, k, v), {"scale": 0.3}, label="scale")
+    yield Sample((q, k, v), {"is_causal": True}, label="causal")
+    yield Sample((k, q, normal(2, 3, 4, 2)), {"is_causal": True}, label="causal, longer query")
+    mask = bools(4, 6)
+    mask[:, 0] = True
+    yield Sample((q, k, v, mask), label="bool mask")
+    yield Sample((q, k, v, normal(2, 1, 4, 6)), label="additive mask")
+    dead = mask.copy()
+    dead[1] = False
+    yield Sample((q, k, v, dead), label="query without keys")
+    additive = np.where(dead, 0.5, -np.inf).tolist()
+    yield Sample((q, k, v, additive), label="query without keys, additive", has_peer=False)
+    yield Sample(
+        (
+            normal(2, 6, 4, 5),
+            normal(2, 3, 7, 5, seed=1),
+            normal(2, 3, 7, 5, seed=2),
+            bools(6, 4, 7),
+        ),
+        {"enable_gqa": True},
+        label="grouped heads",
+    )
+    yield Sample((q, k[:, :, :0], v[:, :, :0]), label="no keys", has_peer=False)
+    yield bad(ShapeError, "last axis", q, normal(2, 3, 6, 4), v)
+    yield bad(ShapeError, "same length", q, k, normal(2, 3, 5, 2))
+    yield bad(ShapeError, "two axes", normal(5), k, v)
+    yield bad(ShapeError, "do not broadcast", q, normal(2, 2, 6, 5), v)
+    yield bad(ShapeError, "enable_gqa", normal(2, 4, 4, 5), k, v, enable_gqa=True)
+    yield bad(ShapeError, "attn_mask", q, k, v, bools(4, 5))
+    yield bad(ShapeError, "attn_mask", q, k, v, bools(5, 2, 3, 4, 6))
+    yield bad(DTypeError, "attn_mask", q, k, v, integers(0, 2, 4, 6))
+    yield bad(ArgumentError, "from 0 to 1", q, k, v, dropout_p=-0.1)
+    yield bad(ArgumentError, "needs dropout_bits", q, k, v, dropout_p=0.5)
+
+
+@composite(samples=_samples, peer="nn.functional.scaled_dot_product_attention")
+def scaled_dot_product_attention(
+    query: TensorLike,
+    key: TensorLike,
+    value: TensorLike,
+    attn_mask: TensorLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    dropout_bits: TensorLike | None = None,
+) -> Tensor:
+    """Attention: ``softmax(scale · Q Kᵀ + mask) V``.
+
+    Source: A. Vaswani et al., "Attention Is All You Need", 2017.
+
+    Args:
+        query: Q, [..., H, L, E]; axes before L broadcast with those of key and value.
+        key: K, [..., H, S, E].
+        value: V, [..., H, S, Ev]. 16-bit floats are computed in float32.
+        attn_mask: broadcasts to [..., H, L, S]: bools, True where attention is allowed, or floats
+            that are added to the scores (−∞ forbids). A query to which all keys are forbidden gets
+            0, without gradients.
+        dropout_p: probability with which attention weights are zeroed, see `drop`.
+        is_causal: whether query i is allowed only keys 0 … i; with ``attn_mask``, both hold.
+        scale: 1/√E if not given.
+        enable_gqa: whether key and value may have fewer heads, each of which then serves a group of
+            neighbouring query heads.
+        dropout_bits: random bits of shape [..., H, L, S]; needed for ``dropout_p`` above 0.
+            `needle.nn.functional.scaled_dot_product_attention` draws them itself.
+
+    Returns:
+        [..., H, L, Ev].
+
+    Raises:
+        ShapeError: extents that must be equal differ.
+        DTypeError: a mask of integers.
+
+    Example:
+        >>> q = ndl.zeros((1, 2, 4))
+        >>> v = ndl.asarray([[[1.0], [3.0]]])
+        >>> ndl.scaled_dot_product_attention(q, q, v, is_causal=True)
+        Tensor([[[1.],
+                 [2.]]])
+    """
+    q, k, v = promoted(*(as_float_tensor(t) for t in (query, key, value)))
+    shape = weights_shape(q.shape, k.shape, v.shape, enable_gqa)
+    dtype = q.dtype
+    factor = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
+    q, k, v = widen(q) * factor, widen(k), widen(v)
+    if enable_gqa:
+        groups = k.shape[-3]
+        q, k, v = _grouped(q, groups), _grouped(k, groups), _grouped(v, groups)
+    scores = matmul(q, transpose(k, -2, -1))
+    if enable_gqa:
+        scores = reshape(scores, shape)
+    mask = None if attn_mask is None else _as_mask(attn_mask, shape)
+    scores, is_alive = _masked(scores, mask, is_causal)
+    weights = softmax(scores, -1)
+    if is_alive is not None:
+        weights = where(is_alive, weights, 0.0)
+    check_probability(dropout_p, _NAME)
+    if dropout_p:
+        if dropout_bits is None:
+            raise ArgumentError(
+                f"{_NAME}: dropout_p needs dropout_bits, of shape {list(shape)}; the "
+                "function of this name in needle.nn.functional draws them"
+            )
+        weights = drop(weights, dropout_bits, dropout_p)
+    if enable_gqa:
+        result = matmul(_grouped(weights, groups), v)
+        result = reshape(result, (*result.shape[:-4], *shape[-3:-1], v.shape[-1]))
+    else:
+        result = matmul(weights, v)
+    return result.astype(dtype, copy=False)
+
+
+__all__ = ["scaled_dot_product_attention"]
