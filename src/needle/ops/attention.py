@@ -16,8 +16,9 @@ from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor, promoted, widen
 from needle.ops.movement import broadcast_to, reshape, transpose
 from needle.ops.record import composite
-from needle.ops.reduce import all, any, cumulative_sum
+from needle.ops.reduce import all, any
 from needle.ops.samples import Sample, bad, bools, integers, normal
+from needle.ops.scan import cumulative_sum
 from needle.ops.softmax import softmax
 from needle.shapes import Shape, broadcast_shapes
 
