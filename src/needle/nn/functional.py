@@ -17,6 +17,7 @@ from needle.devices import META
 from needle.errors import ArgumentError, ShapeError
 from needle.ops import attention as _attention, movement as _movement
 from needle.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
+from needle.ops.channel_normalization import batch_norm, group_norm
 from needle.ops.contraction import linear
 from needle.ops.cross_entropy import cross_entropy, nll_loss
 from needle.ops.dropout import check_probability, drop
@@ -30,7 +31,7 @@ from needle.ops.loss import (
     mse_loss,
     smooth_l1_loss,
 )
-from needle.ops.normalization import batch_norm, group_norm, layer_norm, rms_norm
+from needle.ops.normalization import layer_norm, rms_norm
 from needle.ops.softmax import log_softmax, softmax
 from needle.ops.transcendental import tanh
 from needle.random import Generator, default_generator

@@ -5,11 +5,13 @@ from types import ModuleType
 from needle.ops.activation import *
 from needle.ops.arithmetic import *
 from needle.ops.attention import *
+from needle.ops.channel_normalization import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
 from needle.ops.cross_entropy import *
 from needle.ops.dropout import *
 from needle.ops.indexing import *
+from needle.ops.label_cross_entropy import *
 from needle.ops.labels import *
 from needle.ops.loss import *
 from needle.ops.movement import *

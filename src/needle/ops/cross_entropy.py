@@ -11,7 +11,8 @@ from needle.errors import ArgumentError, DTypeError, OutOfRangeError, ShapeError
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor, widen
-from needle.ops.labels import class_axis, label_cross_entropy, select_labels
+from needle.ops.label_cross_entropy import label_cross_entropy
+from needle.ops.labels import class_axis, select_labels
 from needle.ops.loss import check_reduction, reduced, torch_loss
 from needle.ops.movement import broadcast_to, reshape
 from needle.ops.record import composite
