@@ -19,9 +19,9 @@ from needle.errors import ArgumentError, DTypeError, GradientError, ShapeError
 from needle.gradnode import OpNode, check_history
 from needle.ops.engine import as_tensor
 from needle.ops.indexing import Selection, fit_value, select, setitem
-from needle.ops.movement import slices
 from needle.ops.record import OpFunction
 from needle.ops.samples import Array
+from needle.ops.slicing import slices
 from needle.ops.updates import write_at
 from needle.tensor import Tensor
 

@@ -25,8 +25,10 @@ from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.ops import transcendental as special
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
-from needle.ops.movement import concat, reshape, split, strided_slice
+from needle.ops.joining import concat, split
+from needle.ops.movement import reshape
 from needle.ops.random import STATE_WORDS, random_bits as draw_bits
+from needle.ops.slicing import strided_slice
 from needle.ops.sorting import argsort
 from needle.shapes import Shape, Spec, as_index, as_shape
 from needle.tensor import Tensor, wrap

@@ -5,7 +5,7 @@ from __future__ import annotations
 from needle import nn
 from needle.errors import ArgumentError
 from needle.nn import functional as F
-from needle.ops.movement import pad
+from needle.ops.slicing import pad
 from needle.tensor import Tensor
 
 

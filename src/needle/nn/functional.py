@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from needle import creation, dtypes
 from needle.devices import META
 from needle.errors import ArgumentError, ShapeError
-from needle.ops import attention as _attention, movement as _movement
+from needle.ops import attention as _attention, slicing as _slicing
 from needle.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from needle.ops.channel_normalization import batch_norm, group_norm
 from needle.ops.contraction import linear
@@ -158,7 +158,7 @@ def pad(x: TensorLike, pad: Sequence[int], mode: str = "constant", value: float 
         )
     pairs = list(zip(widths[::2], widths[1::2], strict=True))
     untouched = [(0, 0)] * (t.ndim - len(pairs))
-    return _movement.pad(t, [*untouched, *reversed(pairs)], value)
+    return _slicing.pad(t, [*untouched, *reversed(pairs)], value)
 
 
 __all__ = [

@@ -8,9 +8,11 @@ from needle.ops.attention import *
 from needle.ops.channel_normalization import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
+from needle.ops.copying import *
 from needle.ops.cross_entropy import *
 from needle.ops.dropout import *
 from needle.ops.indexing import *
+from needle.ops.joining import *
 from needle.ops.label_cross_entropy import *
 from needle.ops.labels import *
 from needle.ops.loss import *
@@ -20,6 +22,7 @@ from needle.ops.places import *
 from needle.ops.random import *
 from needle.ops.reduce import *
 from needle.ops.scan import *
+from needle.ops.slicing import *
 from needle.ops.softmax import *
 from needle.ops.sorting import *
 from needle.ops.transcendental import *

@@ -24,10 +24,11 @@ from needle.errors import (
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor, engine
-from needle.ops.movement import broadcast_to, reshape, strided_slice
+from needle.ops.movement import broadcast_to, reshape
 from needle.ops.places import as_indices, front_of, nonzero, take_at, taken_shape
 from needle.ops.record import composite
 from needle.ops.samples import Sample, bad, bools, integers, normal
+from needle.ops.slicing import strided_slice
 from needle.ops.updates import update_at, update_slice
 from needle.shapes import Shape, Spec
 

@@ -15,9 +15,10 @@ from needle.errors import AxisError, DTypeError, ShapeError
 from needle.ops.comparison import isfinite, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_float_tensor, as_tensor
-from needle.ops.movement import broadcast_to, pad, reshape
+from needle.ops.movement import broadcast_to, reshape
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Sample, Samples, bad, bools, distinct, integers, normal, uniform
+from needle.ops.slicing import pad
 from needle.shapes import Axis, Shape, Spec, normalize_axes, normalize_axis, reduced_shape
 
 if TYPE_CHECKING:

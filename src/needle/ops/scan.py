@@ -11,9 +11,9 @@ from needle.dtypes import as_dtype, is_float
 from needle.errors import AxisError
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor
-from needle.ops.movement import flip, pad
 from needle.ops.record import Kind, op
 from needle.ops.samples import Sample, bad, integers, normal
+from needle.ops.slicing import flip, pad
 from needle.shapes import normalize_axis
 
 if TYPE_CHECKING:

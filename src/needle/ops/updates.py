@@ -13,7 +13,7 @@ from needle.errors import DTypeError, OutOfRangeError, ShapeError
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
-from needle.ops.movement import broadcast_to, reshape, slices, strided_slice
+from needle.ops.movement import broadcast_to, reshape
 from needle.ops.places import (
     as_axes,
     as_indices,
@@ -25,6 +25,7 @@ from needle.ops.places import (
 )
 from needle.ops.record import Kind, op
 from needle.ops.samples import Array, Sample, bad, normal
+from needle.ops.slicing import slices, strided_slice
 from needle.shapes import Shape, Spec, as_shape
 
 if TYPE_CHECKING:
