@@ -1,7 +1,6 @@
 """Class labels: integers that say which of the scores along an axis counts.
 
-Labels are checked as they are used, at the cost of one comparison, in eager execution and in
-compiled code alike.
+Labels are checked as they are used, at the cost of one comparison.
 """
 
 from __future__ import annotations

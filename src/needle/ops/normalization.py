@@ -2,7 +2,8 @@
 
 One primitive, `standardize`, serves layer, group and batch normalisation (the latter two are in
 `needle.ops.channel_normalization`). Its backward pass is written with the statistics and the result
-alone, so the input need not be kept.
+alone, so the input need not be kept. As a composite it takes 72 µs instead of 23 µs for 32×64
+floats, and 263 µs instead of 132 µs with its backward pass (on 4096×768 both are bound by memory).
 """
 
 from __future__ import annotations
