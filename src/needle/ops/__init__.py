@@ -11,6 +11,7 @@ from needle.ops.contraction import *
 from needle.ops.copying import *
 from needle.ops.cross_entropy import *
 from needle.ops.dropout import *
+from needle.ops.gather import *
 from needle.ops.indexing import *
 from needle.ops.joining import *
 from needle.ops.label_cross_entropy import *
@@ -20,6 +21,7 @@ from needle.ops.movement import *
 from needle.ops.normalization import *
 from needle.ops.places import *
 from needle.ops.random import *
+from needle.ops.rearrange import *
 from needle.ops.reduce import *
 from needle.ops.scan import *
 from needle.ops.slicing import *

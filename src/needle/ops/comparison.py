@@ -246,11 +246,15 @@ def isfinite(x: TensorLike) -> Tensor:
     """
 
 
-def _infer_where(condition: Spec, x: Spec, y: Spec) -> Spec:
+def _require_bool(condition: Tensor | Spec) -> None:
     if condition.dtype != bool_:
         raise DTypeError(
             f"where: the condition must be bool, got {condition.dtype.name}; compare with 0 first"
         )
+
+
+def _infer_where(condition: Spec, x: Spec, y: Spec) -> Spec:
+    _require_bool(condition)
     return Spec(broadcast_shapes(condition.shape, x.shape, y.shape, op="where"), x.dtype)
 
 
@@ -297,8 +301,10 @@ def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
         >>> ndl.where(x > 0, x, 0.0)
         Tensor([0., 2.])
     """
+    mask = as_tensor(condition)
+    _require_bool(mask)  # NumPy would take any number
     chosen, other = promoted(x, y)
-    return apply(where, as_tensor(condition), chosen, other)
+    return apply(where, mask, chosen, other)
 
 
 __all__ = [
