@@ -24,11 +24,9 @@ def expected_order(x, axis, descending):
 
     def order(line):
         keys = [(bool(np.isnan(v)), 0.0 if np.isnan(v) else float(v)) for v in line]
-        return (
-            sorted(range(len(keys)), key=keys.__getitem__, reverse=False)
-            if not descending
-            else (sorted(range(len(keys)), key=lambda i: (tuple(-k for k in keys[i]), i)))
-        )
+        if descending:  # equal elements stay in order, so not reverse=True
+            keys = [tuple(-k for k in key) for key in keys]
+        return sorted(range(len(keys)), key=keys.__getitem__)
 
     moved = np.moveaxis(x, axis, -1)
     lines = [order(line) for line in moved.reshape(-1, moved.shape[-1])] if moved.size else []

@@ -20,10 +20,11 @@ from needle.errors import (
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor
-from needle.ops.movement import broadcast_to, expand_dims, pad, strided_slice
+from needle.ops.movement import broadcast_to, expand_dims
 from needle.ops.places import as_indices, check_range, take_at
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Array, Sample, bad, bools, integers, normal
+from needle.ops.slicing import pad, strided_slice
 from needle.shapes import Shape, Spec, as_index, as_shape, normalize_axis
 
 if TYPE_CHECKING:

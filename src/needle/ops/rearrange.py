@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from needle.errors import ArgumentError, AxisError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
-from needle.ops.movement import concat, flatten, reshape, strided_slice
+from needle.ops.joining import concat
+from needle.ops.movement import flatten, reshape
 from needle.ops.record import composite
 from needle.ops.samples import Sample, bad, normal
+from needle.ops.slicing import strided_slice
 from needle.shapes import Axis, as_index, normalize_axis
 
 if TYPE_CHECKING:
