@@ -23,6 +23,7 @@ from needle.ops.cross_entropy import cross_entropy, nll_loss
 from needle.ops.dropout import check_probability, drop
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor
+from needle.ops.gather import embedding, one_hot
 from needle.ops.loss import (
     binary_cross_entropy_with_logits,
     huber_loss,
@@ -166,6 +167,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout",
+    "embedding",
     "gelu",
     "group_norm",
     "huber_loss",
@@ -177,6 +179,7 @@ __all__ = [
     "log_softmax",
     "mse_loss",
     "nll_loss",
+    "one_hot",
     "pad",
     "relu",
     "rms_norm",
