@@ -1,6 +1,6 @@
 """Modules: layers and losses that hold their parameters, and how to compose them."""
 
-from needle.nn import init as init
+from needle.nn import functional as functional, init as init
 from needle.nn.activation import (
     GELU as GELU,
     LeakyReLU as LeakyReLU,
@@ -12,6 +12,7 @@ from needle.nn.activation import (
     Softplus as Softplus,
     Tanh as Tanh,
 )
+from needle.nn.attention import MultiheadAttention as MultiheadAttention
 from needle.nn.containers import (
     Identity as Identity,
     ModuleDict as ModuleDict,
@@ -19,6 +20,7 @@ from needle.nn.containers import (
     Residual as Residual,
     Sequential as Sequential,
 )
+from needle.nn.dropout import Dropout as Dropout
 from needle.nn.init import defaults as defaults
 from needle.nn.linear import Linear as Linear
 from needle.nn.loss import (
@@ -31,6 +33,20 @@ from needle.nn.loss import (
     SoftmaxLoss as SoftmaxLoss,
 )
 from needle.nn.module import Module as Module
+from needle.nn.normalization import (
+    BatchNorm1d as BatchNorm1d,
+    BatchNorm2d as BatchNorm2d,
+    GroupNorm as GroupNorm,
+    LayerNorm as LayerNorm,
+    RMSNorm as RMSNorm,
+)
 from needle.nn.parameter import Buffer as Buffer, Parameter as Parameter
 from needle.nn.penalty import L1Penalty as L1Penalty, L2Penalty as L2Penalty
+from needle.nn.recurrent import GRU as GRU, LSTM as LSTM, RNN as RNN
+from needle.nn.recurrent_cell import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
+from needle.nn.reshape import Flatten as Flatten
 from needle.nn.state import LoadReport as LoadReport
+from needle.nn.transformer import (
+    TransformerDecoderLayer as TransformerDecoderLayer,
+    TransformerEncoderLayer as TransformerEncoderLayer,
+)

@@ -28,6 +28,7 @@ from needle.ops.slicing import *
 from needle.ops.softmax import *
 from needle.ops.sorting import *
 from needle.ops.transcendental import *
+from needle.ops.unstack import *
 from needle.ops.updates import *
 
 # Not the submodules, which `import *` would take along: `needle.random` is another module than the
