@@ -33,6 +33,12 @@ from needle.ops.loss import (
     smooth_l1_loss,
 )
 from needle.ops.normalization import layer_norm, rms_norm
+from needle.ops.pooling import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    avg_pool2d,
+    max_pool2d,
+)
 from needle.ops.softmax import log_softmax, softmax
 from needle.ops.transcendental import tanh
 from needle.random import Generator, default_generator
@@ -163,6 +169,9 @@ def pad(x: TensorLike, pad: Sequence[int], mode: str = "constant", value: float 
 
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
@@ -177,6 +186,7 @@ __all__ = [
     "leaky_relu",
     "linear",
     "log_softmax",
+    "max_pool2d",
     "mse_loss",
     "nll_loss",
     "one_hot",

@@ -20,6 +20,7 @@ from needle.ops.loss import *
 from needle.ops.movement import *
 from needle.ops.normalization import *
 from needle.ops.places import *
+from needle.ops.pooling import *
 from needle.ops.random import *
 from needle.ops.rearrange import *
 from needle.ops.reduce import *
@@ -30,6 +31,7 @@ from needle.ops.sorting import *
 from needle.ops.transcendental import *
 from needle.ops.unstack import *
 from needle.ops.updates import *
+from needle.ops.windows import *
 
 # Not the submodules, which `import *` would take along: `needle.random` is another module than the
 # family.
