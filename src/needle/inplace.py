@@ -138,9 +138,13 @@ def assign_item(target: Tensor, key: Any, value: Any) -> None:
     _writable(target)
     chosen = select(target.shape, key)
     place = _place(target, chosen)
-    values = fit_value(v.detach(), chosen.result)._data
+    values = v._data
+    if values.ndim:  # NumPy broadcasts a single value itself
+        values = fit_value(v.detach(), chosen.result)._data
     if chosen.indices:
-        values = modes.state.quiet(values.astype, dtype, copy=False).reshape(chosen.taken)
+        values = modes.state.quiet(values.astype, dtype, copy=False)
+        if values.ndim:
+            values = values.reshape(chosen.taken)
         write_at(place, values, [i._data for i in chosen.indices], chosen.axes)
     else:
         modes.state.quiet(np.copyto, place, values, casting="unsafe")

@@ -70,10 +70,20 @@ def select(shape: Shape, key: Any) -> Selection:
         ShapeError: a mask of another shape than the axes it stands for.
         ArgumentTypeError: something that is no index.
     """
-    reader = _Reader(shape)
-    parts = [_part(p) for p in (key if isinstance(key, tuple) else (key,))]
-    used = sum(_axes_used(p) for p in parts)
-    ellipses = sum(p is Ellipsis for p in parts)
+    parts: list[Any] = []
+    used = ellipses = 0
+    # With tensors about, an int is an index like them: it counts for where their axes go.
+    has_tensors = False
+    for given in key if isinstance(key, tuple) else (key,):
+        part: Any = given if given.__class__ is slice or given.__class__ is int else _part(given)
+        parts.append(part)
+        if part is Ellipsis:
+            ellipses += 1
+        elif _is_tensor(part):
+            has_tensors = True
+            used += part.ndim if part.dtype == dtypes.bool else 1
+        elif part is not None:
+            used += 1
     if used > len(shape):
         raise AxisError(
             f"index: {used} indices for a tensor of {len(shape)} axes (shape {list(shape)})"
@@ -82,12 +92,11 @@ def select(shape: Shape, key: Any) -> Selection:
         raise ArgumentError("index: only one Ellipsis (...) can stand in a key")
     if not ellipses:
         parts.append(Ellipsis)
-    # With tensors about, an int is an index like them: it counts for where their axes go.
-    has_tensors = any(_is_tensor(p) for p in parts)
+    reader = _Reader(shape)
     for part in parts:
         if part is Ellipsis:
             for _ in range(len(shape) - used):
-                reader.take_slice(slice(None))
+                reader.take_whole()
             if len(shape) == used and ellipses and has_tensors:
                 reader.separate()
         elif part is None:
@@ -104,7 +113,7 @@ def select(shape: Shape, key: Any) -> Selection:
 
 
 def _is_tensor(part: Any) -> bool:
-    return not (part is None or part is Ellipsis or isinstance(part, (int, slice)))
+    return not (isinstance(part, (int, slice)) or part is None or part is Ellipsis)
 
 
 def _part(part: Any) -> Any:
@@ -124,12 +133,6 @@ def _part(part: Any) -> Any:
         return int(part)
     t = as_tensor(part)
     return t if t.dtype == dtypes.bool else as_indices(part, "index")
-
-
-def _axes_used(part: Any) -> int:
-    if part is None or part is Ellipsis:
-        return 0
-    return part.ndim if _is_tensor(part) and part.dtype == dtypes.bool else 1
 
 
 class _Reader:
@@ -157,6 +160,12 @@ class _Reader:
                 place = before + (len(taken) - len(shape) + len(axes)) * (before >= front_of(axes))
                 result = taken[:place] + taken[place + 1 :]
         return Selection(starts, stops, steps, sliced, shape, indices, axes, taken, result)
+
+    def take_whole(self) -> None:
+        """Read the next axis as it is."""
+        extent = self.extents[len(self.slices)]
+        self.slices.append((0, extent, 1))
+        self.shape.append(extent)
 
     def take_slice(self, part: slice) -> None:
         """Read a slice of the next axis."""
