@@ -21,6 +21,7 @@ from needle.nn.containers import (
     Sequential as Sequential,
 )
 from needle.nn.dropout import Dropout as Dropout
+from needle.nn.embedding import Embedding as Embedding
 from needle.nn.init import defaults as defaults
 from needle.nn.linear import Linear as Linear
 from needle.nn.loss import (

@@ -76,7 +76,8 @@ def unstack(x: TensorLike, *, axis: int = 0) -> tuple[Tensor, ...]:
     """
     t = as_tensor(x)
     place = normalize_axis(axis, t.ndim, "unstack")
-    return apply(unstack, t, axis=place)
+    result: Any = apply(unstack, t, axis=place)
+    return result
 
 
 __all__ = ["unstack"]
