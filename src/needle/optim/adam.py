@@ -51,7 +51,7 @@ class Adam(Optimizer):
         >>> optimizer = ndl.optim.Adam([w], lr=0.25)
         >>> w.grad = ndl.asarray([100.0, -0.01])
         >>> optimizer.step()
-        >>> (w * 100).round()
+        >>> (w.detach() * 100).round()
         Tensor([ 75., 125.])
     """
 
