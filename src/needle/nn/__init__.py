@@ -48,6 +48,8 @@ from needle.nn.recurrent_cell import GRUCell as GRUCell, LSTMCell as LSTMCell, R
 from needle.nn.reshape import Flatten as Flatten
 from needle.nn.state import LoadReport as LoadReport
 from needle.nn.transformer import (
+    TransformerDecoder as TransformerDecoder,
     TransformerDecoderLayer as TransformerDecoderLayer,
+    TransformerEncoder as TransformerEncoder,
     TransformerEncoderLayer as TransformerEncoderLayer,
 )
