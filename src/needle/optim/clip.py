@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from needle.config import no_grad
 from needle.creation import zeros
-from needle.dtypes import accumulation_dtype, promote
+from needle.dtypes import accumulation_dtype
 from needle.errors import ArgumentError, ArgumentTypeError, GradientError
 from needle.inplace import update
-from needle.ops import maximum, minimum, multiply, stack
+from needle.ops import maximum, minimum, multiply
 from needle.tensor import Tensor
 
 
@@ -120,50 +120,38 @@ def get_total_norm(
     p = float(norm_type)
     if not p > 0:
         raise ArgumentError(f"norm_type must be above 0, got {norm_type}")
+    total: Any = None
     with no_grad():
-        norms = _norms([t for t in tensors if t.size], p)
-        if not norms:
+        for t in tensors:
+            if t.size:
+                part = _part(t, p)
+                if total is None:
+                    total = part
+                else:
+                    total = maximum(total, part) if p == math.inf else total + part
+        if total is None:
             return zeros(())
-        together = stack(norms)
-        if p == math.inf:
-            norm = together.max()
-        elif p == 1.0:
-            norm = together.sum()
-        else:
-            norm = _rooted(_powers(together, p).sum(), p)
+        norm: Tensor = total if p in (1.0, math.inf) else _root(total, p)
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise GradientError(
             f"the norm of the gradients is {norm.item()}, so they cannot be clipped; look for the "
             "op it comes from with ndl.detect_anomaly()"
         )
-    result: Tensor = norm
-    return result
+    return norm
 
 
-def _norms(tensors: Sequence[Tensor], p: float) -> list[Tensor]:
-    """Return the norm of each tensor, in their common dtype (float32 for 16-bit floats)."""
-    norms = []
-    for t in tensors:
-        x = t.detach().astype(accumulation_dtype(t.dtype), copy=False)
-        if p == math.inf:
-            norms.append(x.abs().max())
-        elif p == 1.0:
-            norms.append(x.abs().sum())
-        else:
-            norms.append(_rooted(_powers(x, p).sum(), p))
-    if norms:
-        dtype = norms[0].dtype
-        for norm in norms[1:]:
-            dtype = promote(dtype, norm.dtype)
-        norms = [norm.astype(dtype, copy=False) for norm in norms]
-    return norms
+def _part(t: Tensor, p: float) -> Any:
+    """Return Σ |x|^p over one tensor, or the largest |x|; in float32 for 16-bit floats."""
+    x = t.detach().astype(accumulation_dtype(t.dtype), copy=False)
+    if p == 2.0:
+        return (x * x).sum()
+    size = x.abs()
+    if p == math.inf:
+        return size.max()
+    return size.sum() if p == 1.0 else (size**p).sum()
 
 
-def _powers(x: Tensor, p: float) -> Any:
-    return x * x if p == 2.0 else x.abs() ** p
-
-
-def _rooted(x: Tensor, p: float) -> Any:
+def _root(x: Tensor, p: float) -> Any:
     return x.sqrt() if p == 2.0 else x ** (1.0 / p)
 
 

@@ -355,7 +355,7 @@ def _listed(params: Any, owner: str) -> list[Any]:
 
 def _as_params(params: Any, owner: str) -> tuple[tuple[Tensor, ...], tuple[str, ...] | None]:
     """Return the parameters of a group, and their names if they were given as pairs."""
-    entries = [params] if isinstance(params, Tensor) else _listed(params, owner)
+    entries: list[Any] = [params] if isinstance(params, Tensor) else _listed(params, owner)
     named = [isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], str) for e in entries]
     if any(named) and not all(named):
         raise ArgumentTypeError(f"{owner}: name all parameters of a group or none")
