@@ -29,8 +29,11 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     x = rng.standard_normal((draw(st.integers(0, 2)), inside, *size))
     weight = rng.standard_normal((outside, inside // groups, *kernel))
     stride = (draw(small), draw(small))
-    arguments = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return x, weight, arguments
+    return (
+        x,
+        weight,
+        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+    )
 
 
 @pytest.mark.peers
@@ -46,6 +49,8 @@ def test_conv2d_and_its_derivatives_agree_with_pytorch(
     actual = F.conv2d(*ours, **arguments)
     expected = torch.nn.functional.conv2d(*theirs, **arguments)
     np.testing.assert_allclose(actual.numpy(), expected.detach().numpy(), atol=1e-12)
+    if not x.size:
+        return  # PyTorch has no second derivatives of an empty batch
     slopes = ndl.grad((actual * actual).sum(), ours, create_graph=True)
     expected_slopes = torch.autograd.grad((expected * expected).sum(), theirs, create_graph=True)
     for a, e in zip(slopes, expected_slopes, strict=True):

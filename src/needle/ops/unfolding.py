@@ -1,7 +1,7 @@
 """The NumPy reference of convolution: images unfolded into matrices, and products of those.
 
-Unfolding writes down, for each weight of the kernel, all pixels that it meets. A convolution is then
-one matrix product for each image (and group), so that its result does not depend on the batch.
+Unfolding writes down, for each weight of the kernel, all pixels that it meets. A convolution is
+then one matrix product for each image and group, so that no result depends on the batch.
 """
 
 from __future__ import annotations
