@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,3 +17,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist (set NEEDLE_TEST_DATA to its place)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """PyTorch, on one thread. Without it tests are skipped, but in CI, where it must be."""
+    if os.environ.get("CI"):
+        import torch
+    else:
+        torch = pytest.importorskip("torch", reason="PyTorch, to compare with, is not installed")
+    torch.set_num_threads(1)
+    return torch

@@ -72,11 +72,10 @@ def grad(
     single = isinstance(inputs, Tensor)
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    cotangents: list[Tensor | None]
-    if grad_outputs is None:
-        cotangents = [None] * len(roots)
+    if isinstance(grad_outputs, Tensor) or grad_outputs is None:
+        cotangents: list[Tensor | None] = [grad_outputs] * (len(roots) if not grad_outputs else 1)
     else:
-        cotangents = [grad_outputs] if isinstance(grad_outputs, Tensor) else list(grad_outputs)
+        cotangents = list(grad_outputs)
     if len(cotangents) != len(roots):
         raise ArgumentError(
             f"grad: {len(roots)} outputs but {len(cotangents)} grad_outputs; give one for each"

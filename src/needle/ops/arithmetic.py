@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from needle.ops.samples import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from needle.tensor import Tensor
 
@@ -113,6 +113,9 @@ def _integer_pairs() -> Iterable[Sample]:
     yield Sample((integers(-9, 10, 3, 4), integers(1, 5, 4)), label="integers")
     yield Sample((integers(-9, 10, 3), -2), label="negative divisor")
     yield Sample((uniform(-9, 9, 3, 4), uniform(0.5, 3, 4)), label="floats", is_smooth=False)
+    divisor = uniform(1, 3, 4)
+    quotient = integers(-3, 4, 3, 4) + uniform(0.3, 0.7, 3, 4)  # far from the steps
+    yield Sample((quotient * divisor, divisor), label="between steps")
     yield Sample((uniform(-9, 9, 0), 2.0), label="empty", is_smooth=False)
     yield Sample((np.array([5.0, np.inf, np.nan, -5.0]), 3.0), label="special", is_smooth=False)
     yield bad(ArgumentError, "zero", integers(1, 5, 3), 0)
@@ -260,9 +263,11 @@ def square(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(
-    widened(np.sign), takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer=lambda t, x: np.sign(x)
-)
+def _torch_sign(torch: Any, x: Any) -> Any:
+    return torch.where(x != x, x, torch.sign(x))  # PyTorch's own is 0 for NaN
+
+
+@elementwise(widened(np.sign), takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer=_torch_sign)
 def sign(x: TensorLike) -> Tensor:
     """Sign: −1, 0 or 1; NaN stays NaN. Its derivative is zero.
 
@@ -333,14 +338,23 @@ def _extremum_samples() -> Iterable[Sample]:
     yield Sample((bools(3, 4), bools(4)), label="bool")
 
 
-# Where both are equal each gets half, so that the derivatives still add up to one.
+def _torch_extremum(name: str) -> Callable[..., Any]:
+    def peer(torch: Any, x: Any, y: Any) -> Any:
+        return getattr(torch, name)(x, torch.as_tensor(y, dtype=x.dtype))
+
+    return peer
+
+
+# Where both are equal each gets half, so that the derivatives still add up to one. A NaN among the
+# two is the result; it passes the cotangent on, and does not hide behind a zero.
 @elementwise(
     np.maximum,
     vjp={
-        "x": lambda g, x, y: g * ((x > y).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
-        "y": lambda g, x, y: g * ((y > x).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
+        "x": lambda g, x, y: where(x == y, g * 0.5, where(x < y, 0.0, g)),
+        "y": lambda g, x, y: where(x == y, g * 0.5, where(y < x, 0.0, g)),
     },
     samples=_extremum_samples,
+    peer=_torch_extremum("maximum"),
 )
 def maximum(x: TensorLike, y: TensorLike) -> Tensor:
     """The larger of two, element by element; NaN if one is NaN.
@@ -361,10 +375,11 @@ def maximum(x: TensorLike, y: TensorLike) -> Tensor:
 @elementwise(
     np.minimum,
     vjp={
-        "x": lambda g, x, y: g * ((x < y).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
-        "y": lambda g, x, y: g * ((y < x).astype(g.dtype) + (x == y).astype(g.dtype) * 0.5),
+        "x": lambda g, x, y: where(x == y, g * 0.5, where(x > y, 0.0, g)),
+        "y": lambda g, x, y: where(x == y, g * 0.5, where(y > x, 0.0, g)),
     },
     samples=_extremum_samples,
+    peer=_torch_extremum("minimum"),
 )
 def minimum(x: TensorLike, y: TensorLike) -> Tensor:
     """The smaller of two, element by element; NaN if one is NaN.

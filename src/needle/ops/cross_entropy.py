@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.dtypes import is_float
+from needle.dtypes import int64, is_float
 from needle.errors import ArgumentError, DTypeError, OutOfRangeError, ShapeError
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike
@@ -66,12 +66,18 @@ def _class_weights(weight: Any, x: Tensor, axis: int, name: str) -> Tensor:
     return reshape(w, tuple(classes if i == axis else 1 for i in range(x.ndim)))
 
 
+def _counts(labels: Tensor, ignore_index: int) -> Tensor:
+    # Labels may be of a dtype that does not hold `ignore_index`, such as uint8.
+    kept: Tensor = labels.astype(int64, copy=False) != ignore_index
+    return kept
+
+
 def _weights_of_labels(
     weight: Tensor | None, scores: Tensor, target: Tensor, ignore_index: int
 ) -> Tensor:
     """Return the weight of each label's class, 0 where it is ignored."""
     if weight is None:
-        return (target != ignore_index).astype(scores.dtype)
+        return _counts(target, ignore_index).astype(scores.dtype)
     return select_labels(broadcast_to(weight, scores.shape), target, ignore_index)
 
 
@@ -211,7 +217,7 @@ def cross_entropy(
     check_reduction(labels.shape, reduction, "cross_entropy")
     losses = -select_labels(weighted, labels, ignore_index)
     if label_smoothing:
-        spread = where(labels != ignore_index, -sum(weighted, axis), 0.0)
+        spread = where(_counts(labels, ignore_index), -sum(weighted, axis), 0.0)
         losses = losses * (1 - label_smoothing) + spread * (label_smoothing / classes)
     if reduction == "none":
         return losses.astype(t.dtype, copy=False)

@@ -279,6 +279,7 @@ def getitem(x: TensorLike, key: Any) -> Tensor:
         AxisError: more indices than axes.
         DTypeError: indices that are neither integers nor bools.
         ShapeError: a mask of the wrong shape, or indices that do not broadcast.
+        ArgumentError: a slice with step 0, or several ``...``.
 
     Example:
         >>> x = ndl.asarray([[1, 2, 3], [4, 5, 6]])

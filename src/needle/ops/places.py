@@ -170,6 +170,8 @@ def take_at(
         OutOfRangeError: an index is outside of its axis.
         DTypeError: indices that are not integers.
         ShapeError: the indices do not broadcast.
+        AxisError: an axis does not exist, or the axes do not rise.
+        ArgumentError: not one tensor of indices for each axis.
 
     Example:
         >>> x = ndl.asarray([[1, 2, 3], [4, 5, 6]])

@@ -118,6 +118,12 @@ def assert_close(
     raise AssertionError(_named(label, f"{detail}; apart {distance[worst]:.3g}, allowed {bound}"))
 
 
+def epsilon_of(dtype: DType) -> float:
+    """Return the distance from 1 to the next larger number of a floating ``dtype``."""
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return float(info.eps)
+
+
 def spacing(values: Array, dtype: DType) -> Array:
     """Return, in float64, the distance between neighbouring numbers of ``dtype`` at ``values``."""
     info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
