@@ -72,10 +72,11 @@ def grad(
     single = isinstance(inputs, Tensor)
     targets = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     roots = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    if isinstance(grad_outputs, Tensor) or grad_outputs is None:
-        cotangents: list[Tensor | None] = [grad_outputs] * (len(roots) if not grad_outputs else 1)
+    cotangents: list[Tensor | None]
+    if grad_outputs is None:
+        cotangents = [None] * len(roots)
     else:
-        cotangents = list(grad_outputs)
+        cotangents = [grad_outputs] if isinstance(grad_outputs, Tensor) else list(grad_outputs)
     if len(cotangents) != len(roots):
         raise ArgumentError(
             f"grad: {len(roots)} outputs but {len(cotangents)} grad_outputs; give one for each"

@@ -92,8 +92,8 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
         target._node = value._node
         target._index = value._index
         target._requires_grad = value._requires_grad
-    if target._version is not None:
-        target._history = target._version[0]
+        if target._version is not None:
+            target._history = target._version[0]
     return target
 
 
@@ -149,8 +149,6 @@ def assign_item(target: Tensor, key: Any, value: Any) -> None:
     else:
         modes.state.quiet(np.copyto, place, values, casting="unsafe")
     _bump(target)
-    if target._version is not None:
-        target._history = target._version[0]
 
 
 def _is_own_update(target: Tensor, key: Any, value: Tensor) -> bool:
@@ -228,5 +226,14 @@ def _writable(target: Tensor) -> bool:
 
 
 def _bump(target: Tensor) -> None:
-    if target._version is not None:
-        target._version[0] += 1
+    """Count a write to the storage of ``target``.
+
+    Its own unrecorded write leaves the history as right, or as wrong, as it was: gradients flow as
+    if the values had been these from the start. For all others that share the storage it is wrong
+    now.
+    """
+    version = target._version
+    if version is not None:
+        if target._history == version[0]:
+            target._history += 1
+        version[0] += 1

@@ -3,6 +3,7 @@
 import numpy as np
 
 import needle as ndl
+from needle import nn
 
 
 def normal(*shape, seed=0):
@@ -50,3 +51,10 @@ def assert_same(ours, theirs, inputs, parameters=(), rtol=1e-9, atol=1e-12):
     for a, b, is_transposed in parameters:
         grad = b.grad.numpy().T if is_transposed else b.grad.numpy()
         np.testing.assert_allclose(a.grad.numpy(), grad, rtol=rtol, atol=atol)
+
+
+def pair(torch, name, *args, **settings):
+    """Return our module and PyTorch's of a name, in float64, and their parameters."""
+    ours = getattr(nn, name)(*args, **settings, dtype="float64")
+    theirs = getattr(torch.nn, name)(*args, **settings, dtype=torch.float64)
+    return ours, theirs, adopt(torch, ours, theirs)

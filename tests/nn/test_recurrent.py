@@ -4,10 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 import needle as ndl
 from needle import nn
 from needle.errors import ArgumentError, ArgumentTypeError, ShapeError
+from needle.testing import check_grads
 
 from .peer import adopt, assert_same, both, normal
 
@@ -164,3 +166,157 @@ def test_repr():
     assert repr(nn.LSTM(3, 4, 2, bidirectional=True)) == (
         "LSTM(3, 4, num_layers=2, bidirectional=True)"
     )
+
+
+@pytest.mark.peers
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(NETWORKS),
+    time=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    input_size=st.integers(1, 4),
+    hidden_size=st.integers(1, 4),
+    options=st.fixed_dictionaries(
+        {
+            "num_layers": st.integers(1, 3),
+            "bias": st.booleans(),
+            "batch_first": st.booleans(),
+            "bidirectional": st.booleans(),
+        }
+    ),
+    data=st.data(),
+)
+def test_networks_of_any_size_are_pytorchs(
+    name, time, batch, input_size, hidden_size, options, data
+):
+    torch = pytest.importorskip("torch")
+    if name == "RNN":
+        options = {**options, "nonlinearity": data.draw(st.sampled_from(["tanh", "relu"]))}
+    ours = getattr(nn, name)(input_size, hidden_size, **options, dtype="float64")
+    theirs = getattr(torch.nn, name)(input_size, hidden_size, **options, dtype=torch.float64)
+    parameters = adopt(torch, ours, theirs)
+    shape = (batch, time, input_size) if options["batch_first"] else (time, batch, input_size)
+    x, y = both(torch, normal(*shape))
+    assert_same(flat(ours(x)), flat(theirs(y)), [(x, y)], parameters)
+
+
+def weighted(results):
+    """Return a scalar in which every element of the results has a weight of its own."""
+    return sum((r * ndl.asarray(normal(*r.shape, seed=i))).sum() for i, r in enumerate(results))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_of_second_order(name):
+    network = getattr(nn, name)(2, 3, dtype="float64")
+    states = [normal(1, 2, 3, seed=1 + i) for i in range(1 + (name == "LSTM"))]
+
+    def run(x, *state):
+        return tuple(flat(network(x, state if name == "LSTM" else state[0])))
+
+    check_grads(run, [normal(3, 2, 2), *states], order=2)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_penalty_is_pytorchs(name):
+    """The gradients by the parameters of ``|∂y/∂x|²``, which pass through all of a step twice."""
+    torch = pytest.importorskip("torch")
+    ours = getattr(nn, name)(2, 3, num_layers=2, bidirectional=True, dtype="float64")
+    theirs = getattr(torch.nn, name)(2, 3, num_layers=2, bidirectional=True, dtype=torch.float64)
+    parameters = adopt(torch, ours, theirs)
+    x, y = both(torch, normal(4, 2, 2))
+    (g,) = ndl.grad((ours(x)[0] ** 3).sum(), [x], create_graph=True)
+    (g * g).sum().backward()
+    (h,) = torch.autograd.grad((theirs(y)[0] ** 3).sum(), [y], create_graph=True)
+    (h * h).sum().backward()
+    for a, b, is_transposed in parameters:
+        expected = b.grad.numpy()
+        np.testing.assert_allclose(
+            a.grad.numpy(), expected.T if is_transposed else expected, rtol=1e-9, atol=1e-13
+        )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_state_alone_has_gradients(name):
+    """No cotangent comes from the outputs then, but from one state of the last step."""
+    network = getattr(nn, name)(2, 3, dtype="float64")
+    check_grads(lambda x: flat(network(x))[-1], [normal(3, 2, 2)], order=1)
+
+
+def test_a_sequence_read_backwards_is_the_reversed_one():
+    network = nn.GRU(3, 4, bidirectional=True)
+    forwards = nn.GRU(3, 4)
+    state = network.state_dict()
+    forwards.load_state_dict(
+        {k.removesuffix("_reverse"): v for k, v in state.items() if k.endswith("_reverse")}
+    )
+    x = ndl.asarray(normal(5, 2, 3).astype("float32"))
+    y, h = network(x)
+    expected, last = forwards(ndl.flip(x, 0))
+    np.testing.assert_array_equal(y[:, :, 4:].numpy(), ndl.flip(expected, 0).numpy())
+    np.testing.assert_array_equal(h[1].numpy(), last[0].numpy())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes_stay(name, dtype):
+    network = getattr(nn, name)(3, 4, dtype=dtype)
+    results = flat(network(ndl.ones((5, 2, 3), dtype=dtype)))
+    assert {r.dtype.name for r in results} == {dtype}
+    weighted([r.astype("float32") for r in results]).backward()
+    assert {p.grad.dtype.name for p in network.parameters()} == {dtype}
+
+
+def test_weights_are_drawn_from_the_generator_within_their_bound():
+    first, second = (nn.LSTM(5, 16, generator=ndl.random.Generator(3)) for _ in range(2))
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    largest = float(abs(first.weight_ih_l0).max())
+    assert 0.24 < largest <= 0.25  # 1 / √16, nearly reached among 320 draws
+    assert not first.bias_ih_l0.any()
+
+
+def test_nan_reaches_only_its_own_example_and_later_times():
+    x = normal(4, 3, 2)
+    x[1, 2] = np.nan
+    y, _ = nn.LSTM(2, 3, dtype="float64")(ndl.asarray(x))
+    lost = np.isnan(y.numpy()).all(axis=-1)
+    expected = np.zeros((4, 3), dtype=bool)
+    expected[1:, 2] = True
+    np.testing.assert_array_equal(lost, expected)
+
+
+def test_a_step_leaves_as_many_nodes_however_long_the_sequence():
+    """Nodes whose work is in proportion to the whole sequence are few, not one for each step."""
+
+    def nodes_by_extent(time):
+        x = ndl.Tensor(np.zeros((time, 1, 2), dtype="float32"))
+        nodes = nodes_below(nn.LSTM(2, 3)(x)[0])
+        return len(nodes), sum(any(time in shape for shape in node.shapes) for node in nodes)
+
+    (short, large), (long, larger) = nodes_by_extent(20), nodes_by_extent(200)
+    assert long < 10 * short
+    assert large == larger
+    assert larger < 10
+
+
+def nodes_below(y):
+    """Return the nodes that recorded the computation of ``y``."""
+    seen, stack = set(), [y.grad_node]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack += [edge[0] for edge in node.edges if isinstance(edge, tuple)]
+    return seen
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_empty_batch(name):
+    network = getattr(nn, name)(3, 4, num_layers=2, bidirectional=True)
+    y, *states = flat(network(ndl.ones((5, 0, 3))))
+    assert y.shape == (5, 0, 8)
+    assert {s.shape for s in states} == {(4, 0, 4)}
+    y.sum().backward()
+    assert all(not p.grad.any() for p in network.parameters())

@@ -47,7 +47,10 @@ from needle.nn.recurrent import GRU as GRU, LSTM as LSTM, RNN as RNN
 from needle.nn.recurrent_cell import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
 from needle.nn.reshape import Flatten as Flatten
 from needle.nn.state import LoadReport as LoadReport
+from needle.nn.summary import LayerSummary as LayerSummary, Summary as Summary, summary as summary
 from needle.nn.transformer import (
+    TransformerDecoder as TransformerDecoder,
     TransformerDecoderLayer as TransformerDecoderLayer,
+    TransformerEncoder as TransformerEncoder,
     TransformerEncoderLayer as TransformerEncoderLayer,
 )

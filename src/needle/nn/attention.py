@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 from needle import dtypes
-from needle.creation import eye
 from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.nn import functional as F, init
 from needle.nn.arguments import as_extent, as_probability
 from needle.nn.linear import Linear
 from needle.nn.module import Module
 from needle.nn.parameter import Parameter
+from needle.ops.attention import masked_softmax
 from needle.ops.comparison import where
 from needle.ops.contraction import linear, matmul
-from needle.ops.engine import as_tensor
+from needle.ops.engine import as_tensor, widen
 from needle.ops.joining import split
 from needle.ops.unstack import unstack
 from needle.random import Generator
@@ -36,13 +38,18 @@ class MultiheadAttention(Module):
         num_heads: number of heads, a divisor of ``embed_dim``.
         dropout: probability of zeroing an attention weight, in training.
         bias: whether the projections have biases.
+        kdim: extent of the last axis of the key; ``embed_dim`` if not given.
+        vdim: extent of the last axis of the value; ``embed_dim`` if not given.
         batch_first: whether the batch is axis 0, and the length axis 1.
         dtype: dtype of the parameters.
         device: where they live.
         generator: what the weights are drawn from (Xavier, uniform).
 
     Attributes:
-        in_proj_weight: [embed_dim, 3 · embed_dim], for query, key and value, in this order.
+        in_proj_weight: [embed_dim, 3 · embed_dim], for query, key and value, in this order; None
+            where ``kdim`` or ``vdim`` differs from ``embed_dim``.
+        q_proj_weight: then [embed_dim, embed_dim], with ``k_proj_weight``, [kdim, embed_dim], and
+            ``v_proj_weight``, [vdim, embed_dim]; else None.
         in_proj_bias: [3 · embed_dim], zero at first; or None.
         out_proj: the `Linear` layer that mixes the heads.
 
@@ -52,7 +59,7 @@ class MultiheadAttention(Module):
     Example:
         >>> attention = ndl.nn.MultiheadAttention(8, 2, batch_first=True)
         >>> x = ndl.ones((3, 5, 8))
-        >>> y, weights = attention(x, x, x, need_weights=True)
+        >>> y, weights = attention(x, x, x)
         >>> y.shape, weights.shape
         ((3, 5, 8), (3, 5, 5))
     """
@@ -63,8 +70,10 @@ class MultiheadAttention(Module):
         num_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
-        batch_first: bool = False,
         *,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
         dtype: Any = None,
         device: Any = None,
         generator: Generator | None = None,
@@ -76,10 +85,18 @@ class MultiheadAttention(Module):
             raise ArgumentError(
                 f"{name}: {n} features (embed_dim) do not divide into {num_heads} heads"
             )
+        self.kdim = n if kdim is None else as_extent(kdim, f"{name}: kdim")
+        self.vdim = n if vdim is None else as_extent(vdim, f"{name}: vdim")
         self.dropout = as_probability(dropout, f"{name}: dropout")
         self.batch_first = batch_first
         drawn = {"dtype": dtype, "device": device, "generator": generator}
-        self.in_proj_weight = Parameter(init.xavier_uniform((n, 3 * n), **drawn))
+        self.in_proj_weight = self.q_proj_weight = self.k_proj_weight = self.v_proj_weight = None
+        if self.kdim == self.vdim == n:
+            self.in_proj_weight = Parameter(init.xavier_uniform((n, 3 * n), **drawn))
+        else:
+            self.q_proj_weight = Parameter(init.xavier_uniform((n, n), **drawn))
+            self.k_proj_weight = Parameter(init.xavier_uniform((self.kdim, n), **drawn))
+            self.v_proj_weight = Parameter(init.xavier_uniform((self.vdim, n), **drawn))
         self.in_proj_bias = (
             Parameter(init.zeros(3 * n, dtype=dtype, device=device)) if bias else None
         )
@@ -92,7 +109,7 @@ class MultiheadAttention(Module):
         key: Tensor,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
-        need_weights: bool = False,
+        need_weights: bool = True,
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
@@ -102,11 +119,10 @@ class MultiheadAttention(Module):
         Args:
             query: [target, batch, embed_dim] ([batch, target, embed_dim] with ``batch_first``), or
                 [target, embed_dim].
-            key: the same layout, with the source's length.
-            value: the same shape as ``key``.
+            key: the same layout, with the source's length, and ``kdim`` as last axis.
+            value: the key's shape, but for ``vdim`` as last axis.
             key_padding_mask: [batch, source], or [source]: True, or −∞, where the key is padding.
-            need_weights: whether to return the attention weights, which costs time and memory
-                (False if not given; PyTorch returns them unless told not to).
+            need_weights: whether to return the attention weights; without, it takes less time.
             attn_mask: [target, source] or [batch · num_heads, target, source]: bools, True where
                 attention is forbidden, or floats that are added to the scores.
             average_attn_weights: whether the weights are averaged over the heads.
@@ -128,9 +144,9 @@ class MultiheadAttention(Module):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            # Attention to the unit vectors gives its weights, masked and dropped as they are used.
-            one = eye(k.shape[-2], dtype=k.dtype, device=k.device)
-            weights = F.scaled_dot_product_attention(q, k, one, mask, dropout, is_causal)
+            scores = matmul(widen(q) / math.sqrt(q.shape[-1]), k.permute_dims((0, 1, 3, 2)))
+            weights = masked_softmax(scores, mask, is_causal).astype(v.dtype, copy=False)
+            weights = F.dropout(weights, dropout)
             y = matmul(weights, v)
             weights = weights.mean(axis=1) if average_attn_weights else weights
             weights = weights.squeeze(0) if is_single else weights
@@ -150,9 +166,14 @@ class MultiheadAttention(Module):
                 f"got {list(query)} and {list(key)}"
             )
         expect_axis(query, -1, self.embed_dim, "embed_dim")
-        expect_axis(key, -1, self.embed_dim, "embed_dim")
-        if value != key:
-            raise ShapeError(f"expected a value of the key's shape {list(key)}, got {list(value)}")
+        expect_axis(key, -1, self.kdim, "embed_dim" if self.kdim == self.embed_dim else "kdim")
+        if value != (*key[:-1], self.vdim):
+            expected = (
+                f"the key's shape {list(key)}"
+                if self.vdim == self.kdim
+                else f"shape {[*key[:-1], self.vdim]}: the key's, with vdim as last axis"
+            )
+            raise ShapeError(f"expected a value of {expected}, got {list(value)}")
         batch = 0 if self.batch_first else 1
         if len(query) == 3 and query[batch] != key[batch]:
             raise ShapeError(
@@ -162,14 +183,19 @@ class MultiheadAttention(Module):
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Return Q, K and V as [batch, num_heads, length, embed_dim / num_heads]."""
-        if query is key and key is value:
+        bias = self.in_proj_bias
+        if self.in_proj_weight is not None and query is key and key is value:
             # Self-attention: one product for all three.
-            x = linear(self._batched(query), self.in_proj_weight, self.in_proj_bias)
+            x = linear(self._batched(query), self.in_proj_weight, bias)
             batch, length, _ = x.shape
             x = x.reshape(batch, length, 3, self.num_heads, self.embed_dim // self.num_heads)
             return unstack(x.permute_dims((2, 0, 3, 1, 4)))
-        weights = split(self.in_proj_weight, self.embed_dim, axis=1)
-        bias = self.in_proj_bias
+        weights: Sequence[Tensor]
+        if self.in_proj_weight is not None:
+            weights = split(self.in_proj_weight, self.embed_dim, axis=1)
+        else:
+            separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            weights = cast("tuple[Parameter, ...]", separate)
         biases = (None,) * 3 if bias is None else split(bias, self.embed_dim)
         parts = []
         for x, weight, b in zip((query, key, value), weights, biases, strict=True):
@@ -216,6 +242,8 @@ class MultiheadAttention(Module):
         """Return the sizes and what is not as usual."""
         shown = [str(self.embed_dim), str(self.num_heads)]
         shown += [f"dropout={self.dropout}"] if self.dropout else []
+        shown += [f"kdim={self.kdim}"] if self.kdim != self.embed_dim else []
+        shown += [f"vdim={self.vdim}"] if self.vdim != self.embed_dim else []
         shown += ["batch_first=True"] if self.batch_first else []
         return ", ".join(shown)
 

@@ -19,6 +19,7 @@ from needle.ops import attention as _attention, slicing as _slicing
 from needle.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from needle.ops.channel_normalization import batch_norm, group_norm
 from needle.ops.contraction import linear
+from needle.ops.convolution import conv2d, conv_transpose2d
 from needle.ops.cross_entropy import cross_entropy, nll_loss
 from needle.ops.dropout import check_probability, drop
 from needle.ops.elementwise import TensorLike
@@ -174,6 +175,8 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "dropout",
     "embedding",

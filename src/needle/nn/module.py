@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from needle.nn.state import LoadReport
+    from needle.nn.summary import Summary
 
 M = TypeVar("M", bound="Module")
 T = TypeVar("T")
@@ -96,7 +97,7 @@ class Module:
                 )
             if isinstance(old, Buffer):
                 return rebound(old, value)
-        for place, tensor in _plain_tensors(value, name):
+        for place, tensor in plain_tensors(value, name):
             if tensor._requires_grad and tensor.is_leaf:
                 raise ArgumentTypeError(
                     f"{type(self).__name__}.{place} is a plain tensor that requires a gradient, "
@@ -397,6 +398,21 @@ class Module:
 
     # For people
 
+    def summary(self, *inputs: Any, dtype: Any = None) -> Summary:
+        """Return shapes, parameters, FLOPs and memory of each layer, without running data.
+
+        Args:
+            inputs: the shape of each input, or a tensor or `Spec` like it.
+            dtype: dtype of the inputs given by shape; the parameters' if not given.
+
+        Example:
+            >>> ndl.nn.Linear(2, 3).summary((5, 2)).parameters
+            9
+        """
+        from needle.nn.summary import summary
+
+        return summary(self, *inputs, dtype=dtype)
+
     def extra_repr(self) -> str:
         """Return what `repr` shows between the parentheses: the arguments that made the module."""
         return ""
@@ -432,18 +448,19 @@ def _entries(
             yield from _entries(part, f"{name}.{key}", (*above, id(value)))
 
 
-def _plain_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def plain_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in an attribute's value that are neither parameters nor buffers."""
     if isinstance(value, Tensor):
         if not isinstance(value, (Parameter, Buffer)):
             yield name, value
     elif isinstance(value, (list, tuple)):
         for i, part in enumerate(value):
             if isinstance(part, (Tensor, list, tuple, dict)) and part is not value:
-                yield from _plain_tensors(part, f"{name}[{i}]")
+                yield from plain_tensors(part, f"{name}[{i}]")
     elif isinstance(value, dict):
         for key, part in value.items():
             if isinstance(part, (Tensor, list, tuple, dict)) and part is not value:
-                yield from _plain_tensors(part, f"{name}[{key!r}]")
+                yield from plain_tensors(part, f"{name}[{key!r}]")
 
 
 def _unique(entries: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:

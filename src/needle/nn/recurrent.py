@@ -53,6 +53,8 @@ class _Recurrent(Module):
     """
 
     _gates: int
+    #: Whether a step only needs the sum of what input and hidden state contribute.
+    _sums_contributions: ClassVar[bool] = True
     #: What the parts of the state are called.
     _parts: ClassVar[tuple[str, ...]] = ("hidden state",)
 
@@ -104,7 +106,11 @@ class _Recurrent(Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self._directions]
 
-    def _step(self, x: Tensor, h: Tensor, state: Parts) -> Parts:
+    def _over_time(self, x: Tensor) -> Sequence[Any]:
+        """Return what `_step` takes of the input's contributions [time, …], for each time."""
+        return unstack(x)
+
+    def _step(self, x: Any, h: Tensor, state: Parts) -> Parts:
         """Return the next state from what input and hidden state contribute to the gates."""
         raise NotImplementedError(f"{type(self).__name__} has no _step()")
 
@@ -166,7 +172,10 @@ class _Recurrent(Module):
         weight_hh: Tensor = getattr(self, f"weight_hh_{suffix}")
         bias_ih: Tensor | None = getattr(self, f"bias_ih_{suffix}", None)
         bias_hh: Tensor | None = getattr(self, f"bias_hh_{suffix}", None)
-        steps: Sequence[Tensor] = unstack(linear(x, weight_ih, bias_ih))
+        if self._sums_contributions and bias_ih is not None:
+            # Where both are added to the same sum, one addition for all times is enough.
+            bias_ih, bias_hh = bias_ih + bias_hh, None
+        steps = self._over_time(linear(x, weight_ih, bias_ih))
         results: list[Tensor] = []
         for step in reversed(steps) if is_backwards else steps:
             state = self._step(step, linear(state[0], weight_hh, bias_hh), state)
@@ -294,8 +303,13 @@ class GRU(_Recurrent):
     """
 
     _gates = 3
+    _sums_contributions = False
 
-    def _step(self, x: Tensor, h: Tensor, state: Parts) -> Parts:
+    def _over_time(self, x: Tensor) -> Sequence[Any]:
+        gates = unstack(x.reshape(*x.shape[:2], 3, self.hidden_size), axis=2)
+        return list(zip(*map(unstack, gates), strict=True))
+
+    def _step(self, x: Sequence[Tensor], h: Tensor, state: Parts) -> Parts:
         return (gru_step(x, h, state[0]),)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:

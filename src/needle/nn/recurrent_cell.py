@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from needle.creation import zeros
@@ -49,17 +50,16 @@ def lstm_step(x: Tensor, h: Tensor, c: Tensor) -> LSTMState:
     return sigmoid(o) * tanh(new), new
 
 
-def gru_step(x: Tensor, h: Tensor, state: Tensor) -> Tensor:
+def gru_step(x: Sequence[Tensor], h: Tensor, state: Tensor) -> Tensor:
     """Return the next hidden state of a gated recurrent unit.
 
     Args:
-        x: what the input contributes to the gates r, z, n: [batch, 3 · hidden].
+        x: what the input contributes to each of the gates r, z, n: three of [batch, hidden].
         h: what the hidden state contributes to them: [batch, 3 · hidden].
         state: the hidden state: [batch, hidden].
     """
-    split = (state.shape[0], 3, state.shape[1])
-    x_r, x_z, x_n = unstack(x.reshape(split), axis=1)
-    h_r, h_z, h_n = unstack(h.reshape(split), axis=1)
+    x_r, x_z, x_n = x
+    h_r, h_z, h_n = unstack(h.reshape(state.shape[0], 3, state.shape[1]), axis=1)
     z = sigmoid(x_z + h_z)
     n = tanh(x_n + sigmoid(x_r + h_r) * h_n)
     return n + z * (state - n)
@@ -329,5 +329,7 @@ class GRUCell(_Cell):
         """
         x, is_single = self._input(x)
         state = self._state(h, x, is_single)
-        new = gru_step(*self._contributions(x, state), state)
+        from_input, from_state = self._contributions(x, state)
+        gates = unstack(from_input.reshape(x.shape[0], 3, self.hidden_size), axis=1)
+        new = gru_step(gates, from_state, state)
         return new.squeeze(0) if is_single else new

@@ -8,6 +8,7 @@ from needle.ops.attention import *
 from needle.ops.channel_normalization import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
+from needle.ops.convolution import *
 from needle.ops.copying import *
 from needle.ops.cross_entropy import *
 from needle.ops.dropout import *

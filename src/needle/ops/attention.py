@@ -119,6 +119,19 @@ def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tenso
     return scores + where(is_alive, bias, 0.0), is_alive
 
 
+def masked_softmax(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return attention weights: a softmax over the keys, 0 for queries that may attend to none.
+
+    Args:
+        scores: [..., L, S].
+        mask: broadcasts to the scores; True where attention is allowed, or what is added to them.
+        is_causal: whether query i is allowed only keys 0 … i.
+    """
+    scores, is_alive = _masked(scores, mask, is_causal)
+    weights = softmax(scores, -1)
+    return weights if is_alive is None else where(is_alive, weights, 0.0)
+
+
 def _samples() -> Iterable[Sample]:
     q, k, v = normal(2, 3, 4, 5), normal(2, 3, 6, 5, seed=1), normal(2, 3, 6, 2, seed=2)
     yield Sample((q, k, v))
@@ -217,10 +230,7 @@ def scaled_dot_product_attention(
     if enable_gqa:
         scores = reshape(scores, shape)
     mask = None if attn_mask is None else _as_mask(attn_mask, shape)
-    scores, is_alive = _masked(scores, mask, is_causal)
-    weights = softmax(scores, -1)
-    if is_alive is not None:
-        weights = where(is_alive, weights, 0.0)
+    weights = masked_softmax(scores, mask, is_causal)
     check_probability(dropout_p, _NAME)
     if dropout_p:
         if dropout_bits is None:

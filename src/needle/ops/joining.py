@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from needle.errors import ArgumentError, ShapeError
+from needle.errors import ArgumentError, AxisError, ShapeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor, promoted
-from needle.ops.movement import expand_dims, flatten
+from needle.ops.movement import expand_dims, flatten, reshape
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Sample, bad, integers, normal
 from needle.ops.slicing import strided_slice
@@ -98,8 +98,11 @@ def concat(xs: Sequence[TensorLike], axis: int | None = 0) -> Tensor:
 def _stack_samples() -> Iterable[Sample]:
     yield Sample(([normal(2, 3), normal(2, 3, seed=1)],))
     yield Sample(([normal(2), normal(2)],), {"axis": -1}, label="last")
+    yield Sample(([normal(2, 3), normal(2, 3, seed=1)],), {"axis": 1}, label="between")
+    yield Sample(([normal(0, 3), normal(0, 3)],), {"axis": 1}, label="empty")
     yield Sample(([normal(), normal()],), label="0-d")
     yield bad(ShapeError, "equal shapes", [normal(2), normal(3)])
+    yield bad(AxisError, "axis 2", [normal(2), normal(2)], axis=2)
 
 
 @composite(samples=_stack_samples, peer=lambda torch, xs, axis=0: torch.stack(xs, axis))
@@ -128,7 +131,15 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
                 f"stack: needs equal shapes; the first tensor has {list(tensors[0].shape)}, "
                 f"number {i} has {list(t.shape)}"
             )
-    return concat([expand_dims(t, axis) for t in tensors], axis)
+    ndim = tensors[0].ndim
+    place = normalize_axis(axis, ndim + 1, "stack")
+    if place == ndim:
+        return concat([expand_dims(t, place) for t in tensors], place)
+    # Two ops, however many the tensors: one after the other along an axis, the parts lie as they
+    # do along a new axis before it.
+    shape = tensors[0].shape
+    joined = concat(tensors, place)
+    return reshape(joined, (*shape[:place], len(tensors), *shape[place:]))
 
 
 def _split_samples() -> Iterable[Sample]:
