@@ -43,6 +43,12 @@ from needle.nn.normalization import (
 )
 from needle.nn.parameter import Buffer as Buffer, Parameter as Parameter
 from needle.nn.penalty import L1Penalty as L1Penalty, L2Penalty as L2Penalty
+from needle.nn.pooling import (
+    AdaptiveAvgPool2d as AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d as AdaptiveMaxPool2d,
+    AvgPool2d as AvgPool2d,
+    MaxPool2d as MaxPool2d,
+)
 from needle.nn.recurrent import GRU as GRU, LSTM as LSTM, RNN as RNN
 from needle.nn.recurrent_cell import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
 from needle.nn.reshape import Flatten as Flatten
