@@ -20,6 +20,7 @@ from needle.nn.containers import (
     Residual as Residual,
     Sequential as Sequential,
 )
+from needle.nn.convolution import Conv2d as Conv2d, ConvTranspose2d as ConvTranspose2d
 from needle.nn.dropout import Dropout as Dropout
 from needle.nn.embedding import Embedding as Embedding
 from needle.nn.init import defaults as defaults

@@ -172,7 +172,7 @@ class _Recurrent(Module):
         weight_hh: Tensor = getattr(self, f"weight_hh_{suffix}")
         bias_ih: Tensor | None = getattr(self, f"bias_ih_{suffix}", None)
         bias_hh: Tensor | None = getattr(self, f"bias_hh_{suffix}", None)
-        if self._sums_contributions and bias_ih is not None:
+        if self._sums_contributions and bias_ih is not None and bias_hh is not None:
             # Where both are added to the same sum, one addition for all times is enough.
             bias_ih, bias_hh = bias_ih + bias_hh, None
         steps = self._over_time(linear(x, weight_ih, bias_ih))
