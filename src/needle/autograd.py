@@ -265,6 +265,8 @@ class _Sink:
         self.targets = targets
         self.create_graph = create_graph
         self.partial: dict[int, Tensor | None] = {}
+        # Leaves whose partial sum is in storage of its own.
+        self.sums: set[int] = set()
         # Arrays that somebody has: the caller's cotangents, and what leaves were given.
         self.delivered = {id(seed._data) for _, seed in seeds}
         self.found: dict[Any, Tensor] = {}
@@ -298,7 +300,7 @@ class _Sink:
         key = id(leaf)
         total = self.partial.get(key)
         if cotangent is not None:
-            total = cotangent if total is None else total + cotangent
+            total = cotangent if total is None else self._plus(key, total, cotangent)
         self.pending[key] -= 1
         if self.pending[key]:
             self.partial[key] = total
@@ -312,6 +314,15 @@ class _Sink:
             self.found[key] = total
         else:
             self._accumulate(leaf, total)
+
+    def _plus(self, key: int, total: Tensor, cotangent: Tensor) -> Tensor:
+        """Add to a partial sum: in place from the second addition on, when it is our own."""
+        if key in self.sums:
+            modes.state.quiet(np.add, total._data, cotangent._data, out=total._data)
+            return total
+        if not self.create_graph:
+            self.sums.add(key)
+        return total + cotangent
 
     def _accumulate(self, leaf: Tensor, gradient: Tensor) -> None:
         old = leaf.grad

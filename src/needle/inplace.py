@@ -182,6 +182,61 @@ def _place(target: Tensor, chosen: Selection) -> Array:
     return view
 
 
+def copy_(target: Tensor, source: Any) -> Tensor:
+    """Overwrite with the values of ``source``, converted to the dtype, and return the tensor.
+
+    Args:
+        target: the tensor to overwrite; the method's ``self``.
+        source: a shape that broadcasts to that of ``target``.
+
+    Raises:
+        ShapeError: the shape does not broadcast.
+        GradientError: gradients are recorded and ``target`` is a leaf that requires one.
+
+    Example:
+        >>> x = ndl.zeros(2)
+        >>> x.copy_(ndl.asarray([1, 2]))
+        Tensor([1., 2.])
+    """
+    value = as_tensor(source)
+    if value.shape != target.shape:
+        value = value.broadcast_to(target.shape)
+    return assign(target, value.astype(target.dtype, copy=False), "copy_")
+
+
+def fill_(target: Tensor, value: float) -> Tensor:
+    """Set all elements to one value, and return the tensor.
+
+    Args:
+        target: the tensor to overwrite; the method's ``self``.
+        value: the value.
+
+    Raises:
+        GradientError: gradients are recorded and ``target`` is a leaf that requires one.
+
+    Example:
+        >>> ndl.zeros(2).fill_(7)
+        Tensor([7., 7.])
+    """
+    return copy_(target, as_tensor(value, target.dtype))
+
+
+def zero_(target: Tensor) -> Tensor:
+    """Set all elements to zero, and return the tensor.
+
+    Args:
+        target: the tensor to overwrite; the method's ``self``.
+
+    Raises:
+        GradientError: gradients are recorded and ``target`` is a leaf that requires one.
+
+    Example:
+        >>> ndl.ones(2).zero_()
+        Tensor([0., 0.])
+    """
+    return fill_(target, 0)
+
+
 def check_cast(source: Any, target: Any, name: str) -> None:
     """Raise if storing ``source`` in ``target`` would lose the kind (float → int → bool)."""
     rank = [2 if dtypes.is_float(d) else 1 if dtypes.is_integer(d) else 0 for d in (source, target)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from needle._methods import attach_method
 from needle.dtypes import float32, float64
-from needle.inplace import assign_item, update
+from needle.inplace import assign_item, copy_, fill_, update, zero_
 from needle.ops.elementwise import NO_ATTRS, wear
 from needle.ops.engine import engine
 from needle.ops.methods import COMPARISONS, OPERATORS, UNARY, UNPACKED
@@ -89,6 +89,8 @@ def attach_methods() -> None:
         attach_method(dunder, REGISTRY[name].function)
     attach_method("__getitem__", REGISTRY["getitem"].function)
     attach_method("__setitem__", assign_item)
+    for write in (copy_, fill_, zero_):
+        attach_method(write.__name__, write)
 
 
 def _named(method: Callable[..., Any], name: str, function: Any) -> Callable[..., Any]:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 
 def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))  # at most 1: no overflow on either side
-    return np.where(x >= 0, constant_like(x, 1), e) / (e + constant_like(x, 1))
+    # Where e⁻ˣ overflows the result is 0; it would be below the smallest normal number.
+    one = constant_like(x, 1)
+    return one / (one + np.exp(-x))
 
 
 @elementwise(widened(_sigmoid), to_float=True, vjp={"x": lambda g, out: g * (out * (1 - out))})

@@ -74,6 +74,9 @@ def stub() -> str:
     lines += [f"    def {dunder}(self) -> Tensor: ...\n" for dunder in UNARY]
     lines.append("    def __getitem__(self, key: Any) -> Tensor: ...\n")
     lines.append("    def __setitem__(self, key: Any, value: TensorLike) -> None: ...\n")
+    lines.append("    def copy_(self, source: TensorLike) -> Tensor: ...\n")
+    lines.append("    def fill_(self, value: float) -> Tensor: ...\n")
+    lines.append("    def zero_(self) -> Tensor: ...\n")
     lines.append("\ndef attach_method(name: str, function: Callable[..., Any]) -> None: ...\n")
     return "".join(lines)
 
