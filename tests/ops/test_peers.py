@@ -9,7 +9,11 @@ import needle as ndl
 from needle import dtypes
 from needle.testing import assert_close, cases_under_test
 
-pytestmark = pytest.mark.peers
+pytestmark = [
+    pytest.mark.peers,
+    # PyTorch says that it copies for even kernels with padding="same".
+    pytest.mark.filterwarnings("ignore:Using padding='same'"),
+]
 
 CASES = [c for c in cases_under_test() if c.entry.peer is not None and c.sample.has_peer]
 DIFFERENTIABLE = [c for c in CASES if c.entry.differentiable and c.floating_arrays()]

@@ -115,6 +115,7 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
 
     Raises:
         ShapeError: the shapes differ.
+        AxisError: there is no such place.
         ArgumentError: no tensors.
 
     Example:
