@@ -43,10 +43,10 @@ class CifarBlock(nn.Module):
     def __init__(self, inside: int, outside: int, stride: int, pre_activation: bool) -> None:
         super().__init__()
         self.pre_activation = pre_activation
-        self.norm1 = nn.BatchNorm2d(inside if pre_activation else outside)
         self.conv1 = nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outside)
+        self.norm1 = nn.BatchNorm2d(inside if pre_activation else outside)
         self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outside)
         self.shortcut = (
             nn.Identity()
             if stride == 1 and inside == outside
