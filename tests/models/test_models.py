@@ -17,8 +17,8 @@ def parameters_of(model: nn.Module) -> int:
     return sum(p.size for p in model.parameters())
 
 
-# CIFAR: the paper gives 0.27, 0.46, 0.66, 0.85 and 1.7 million. ImageNet: what torchvision has, with
-# the same layouts.
+# CIFAR: the paper gives 0.27, 0.46, 0.66, 0.85 and 1.7 million. ImageNet: what torchvision has,
+# with the same layouts.
 @pytest.mark.parametrize(
     ("make", "count"),
     [
