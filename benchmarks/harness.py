@@ -50,7 +50,9 @@ class Worker:
 def environment(threads: int) -> dict[str, str]:
     """Return the environment of the workers: the number of threads for every library."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(threads))}
+    # As users have it: compiled modules are cached.
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **dict.fromkeys(names, str(threads))}
 
 
 @dataclass

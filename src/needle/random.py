@@ -10,7 +10,7 @@ unless it asks for other numbers (`seed`).
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +39,11 @@ DeviceLike = Device | str | None
 _WORD = 2**32
 
 
+def _entropy() -> int:
+    """Return 64 bits from the operating system."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
 class Generator:
     """A stream of random numbers: Philox4x32-10 with its state in a tensor.
 
@@ -65,7 +70,7 @@ class Generator:
         self.state = wrap(np.zeros(STATE_WORDS, dtype=np.uint32))
         # Two threads that draw at once must not get the same bits.
         self._lock = threading.Lock()
-        self.manual_seed(secrets.randbits(64) if seed is None else seed)
+        self.manual_seed(_entropy() if seed is None else seed)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of ``seed`` from its beginning, and return the generator.
@@ -84,7 +89,7 @@ class Generator:
 
     def seed(self) -> int:
         """Seed with entropy of the operating system, and return the seed, to write it down."""
-        number = secrets.randbits(64)
+        number = _entropy()
         self.manual_seed(number)
         return number
 

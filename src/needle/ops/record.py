@@ -239,6 +239,7 @@ class SavePlan:
 
 #: Every public op and composite by name, in the order of definition.
 REGISTRY: dict[str, Entry] = {}
+_NAMES: set[str] = set()
 
 
 class OpFunction(Protocol[P, R_co]):
@@ -258,8 +259,9 @@ def register(entry: Entry) -> None:
         TypeError: the name is taken.
     """
     for name in (entry.name, *entry.aliases):
-        if name in REGISTRY or any(name in e.aliases for e in REGISTRY.values()):
+        if name in _NAMES:
             raise TypeError(f"two ops of the name {name!r}")
+        _NAMES.add(name)
     REGISTRY[entry.name] = entry
 
 
