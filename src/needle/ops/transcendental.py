@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, elementwise, widened
-from needle.ops.samples import Array, unary_samples
+from needle.ops.samples import Array, binary_samples, unary_samples
 
 if TYPE_CHECKING:
     from needle.tensor import Tensor
@@ -138,6 +139,34 @@ def reciprocal(x: TensorLike) -> Tensor:
     """
 
 
+@elementwise(
+    widened(np.hypot),
+    to_float=True,
+    # At the origin the slope depends on the direction; 0 lies between all of them.
+    vjp={
+        "x": lambda g, out, x: where(out == 0, 0.0, g * x / where(out == 0, 1.0, out)),
+        "y": lambda g, out, y: where(out == 0, 0.0, g * y / where(out == 0, 1.0, out)),
+    },
+    # Not at the origin, where PyTorch's derivative is NaN.
+    samples=binary_samples(0.3, 3.0, special=(1.0, -1.0, np.inf, -np.inf, np.nan, 6.0, -100.0)),
+    peer=lambda torch, x, y: torch.hypot(x, torch.as_tensor(y, dtype=x.dtype)),
+)
+def hypot(x: TensorLike, y: TensorLike) -> Tensor:
+    """Length of the hypotenuse: ``√(x² + y²)``, without overflow on the way.
+
+    Args:
+        x: any shape; integers become float32. The derivative at ``x = y = 0`` is taken as 0.
+        y: a shape that broadcasts with ``x``.
+
+    Raises:
+        ShapeError: the shapes do not broadcast.
+
+    Example:
+        >>> ndl.hypot(ndl.asarray([3.0, 5.0]), ndl.asarray([4.0, 12.0]))
+        Tensor([ 5., 13.])
+    """
+
+
 @elementwise(np.sin, to_float=True, vjp={"x": lambda g, x: g * x.cos()})
 def sin(x: TensorLike) -> Tensor:
     """Sine of an angle in radians.
@@ -256,6 +285,7 @@ __all__ = [
     "erf",
     "exp",
     "expm1",
+    "hypot",
     "log",
     "log1p",
     "log2",
