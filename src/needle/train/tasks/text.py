@@ -1,0 +1,129 @@
+"""Character language models: predict the next character of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from needle import models, nn
+from needle.creation import asarray
+from needle.data import CharText
+from needle.errors import ArgumentError, DataNotFoundError
+from needle.tensor import Tensor
+from needle.train.evaluation import evaluation_mode
+from needle.train.tasks.images import ModelChoice, choose
+from needle.train.tasks.task import Recipe, Task, TaskOptions
+
+WINDOW = 64  # characters that a model sees at once
+TEST_SHARE = 0.1
+SAMPLE_CHARACTERS = 600
+TEMPERATURE = 0.8
+
+
+def text(options: TaskOptions) -> Task:
+    """Return the task of modelling a text; its last tenth is for testing.
+
+    `options.data` is the text file (UTF-8), or a folder with exactly one `*.txt`.
+    """
+    path = _text_file(options.data)
+    whole = CharText(path)
+    train, test = whole.split(TEST_SHARE)
+    size = whole.vocabulary_size
+    recipe = Recipe(epochs=2, batch_size=32, lr=4e-3, weight_decay=0.01, clip_norm=1.0)
+    choices = {
+        "lstm": ModelChoice(lambda: models.LSTMLanguageModel(size, 64, 192), recipe),
+        "gpt": ModelChoice(lambda: models.GPT(models.GPTConfig(size, WINDOW, 4, 4, 128)), recipe),
+    }
+    name, choice = choose("text", options.model, choices)
+    model = choice.make()
+    return Task(
+        model=model,
+        train_data=train.windows(WINDOW, WINDOW),
+        test_data=test.windows(WINDOW, WINDOW),
+        loss=next_character_loss,
+        name="text",
+        model_name=name,
+        kind="language",
+        recipe=choice.recipe,
+        sample=lambda: write_text(model, whole, _prompt(test), options.seed, SAMPLE_CHARACTERS),
+        signature={"vocabulary": whole.vocabulary},
+    )
+
+
+def next_character_loss(outputs: Any, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each next character, in nats.
+
+    Args:
+        outputs: Logits `[batch, characters, vocabulary]`, alone or first of a tuple (recurrent
+            models also return their state).
+        targets: The characters that follow, int64 `[batch, characters]`.
+    """
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    size = logits.shape[-1]
+    return nn.functional.cross_entropy(logits.reshape((-1, size)), targets.reshape((-1,)))
+
+
+def write_text(
+    model: nn.Module,
+    text: CharText,
+    prompt: str,
+    seed: int,
+    characters: int,
+    temperature: float = TEMPERATURE,
+) -> tuple[str, str]:
+    """Let a language model continue a prompt, one character at a time.
+
+    Args:
+        model: Returns logits `[batch, characters, vocabulary]`, and its state if it takes one.
+        text: Its vocabulary.
+        prompt: What to continue.
+        seed: Of the draws.
+        characters: How many to write.
+        temperature: Divides the logits; below 1 prefers probable characters.
+
+    Returns:
+        The prompt and what follows it.
+    """
+    draws = np.random.default_rng(seed).random(characters)
+    tokens = text.encode(prompt).tolist()
+    written: list[int] = []
+    with evaluation_mode(model):
+        state: tuple[Any, ...] = ()
+        fresh = tokens
+        for draw in draws:
+            outputs = model(asarray(np.array([fresh], np.int64)), *state)
+            if isinstance(outputs, tuple):  # recurrent: the state stands for what was read
+                logits, state = outputs[0], (outputs[1],)
+            else:
+                logits = outputs
+            scores = logits.numpy()[0, -1].astype(np.float64) / temperature
+            shares = np.cumsum(np.exp(scores - scores.max()))
+            written.append(int(np.searchsorted(shares, draw * shares[-1], side="right")))
+            fresh = written[-1:] if state else (tokens + written)[-WINDOW:]
+    return prompt, text.decode(written)
+
+
+def _prompt(test: CharText) -> str:
+    """Return the first whole line of the test text, so that no training text gives it away."""
+    start = test.decode(test.tokens[:1000])
+    lines = [line for line in start.split("\n")[1:-1] if line.strip()]
+    return (lines[0] if lines else start)[:60] + "\n"
+
+
+def _text_file(data: Path | None) -> Path:
+    if data is None:
+        raise ArgumentError(
+            "the task text needs a text: give the file, or a folder with one *.txt, with --data"
+        )
+    data = data.expanduser()
+    if not data.is_dir():
+        return data
+    found = sorted(data.glob("*.txt"))
+    if not found:
+        raise DataNotFoundError(f"{data}: holds no *.txt file to model")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ArgumentError(f"{data} holds several texts; give one of them with --data: {names}")
+    return found[0]
