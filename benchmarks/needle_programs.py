@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from needle.nn import functional as F
 
 import needle as ndl
 from needle import nn, optim
+from needle.nn import functional as F
 
 Program = Callable[[], Any]
 
