@@ -130,13 +130,14 @@ def run_backward(
         if edge.__class__ is tuple:
             roots.append(edge[0])
 
-    nodes = _reachable(roots)
+    nodes = _reachable(roots, _oldest(targets))
     needed = None if targets is None else _needed(nodes, targets)
     sink = _Sink(targets, create_graph, seeds, nodes, needed)
 
     state = modes.state
-    previous = state.grad
-    state.grad = create_graph
+    previous, anomaly = state.grad, state.anomaly
+    # Rules may take detours through infinity; only what comes out of them is checked.
+    state.grad, state.anomaly = create_graph, False
     try:
         for edge, seed in seeds:
             _deliver(edge, seed, grads, sink)
@@ -154,7 +155,7 @@ def run_backward(
             if needed is not None and not any(wanted):
                 continue
             results = node.vjp(waiting, wanted, create_graph)
-            if state.anomaly:
+            if anomaly:
                 _check_finite(node, waiting, results)
             if not retain_graph:
                 node.free()
@@ -163,7 +164,7 @@ def run_backward(
                     _deliver(edge, cotangent, grads, sink)
             del node, waiting, edges, wanted, results
     finally:
-        state.grad = previous
+        state.grad, state.anomaly = previous, anomaly
     return sink.results()
 
 
@@ -180,12 +181,32 @@ def _seed(output: Tensor, cotangent: Any) -> Tensor:
     return cotangent if cotangent.dtype == output.dtype else cotangent.astype(output.dtype)
 
 
-def _reachable(roots: list[GradNode]) -> list[GradNode]:
-    """Return all nodes behind ``roots``, oldest first. Iterative: graphs may be deep."""
+def _oldest(targets: Sequence[Tensor] | None) -> int:
+    """Return the id of the oldest node that matters: behind it lies no target. −1: all may."""
+    ids = [-1 if t._node is None else t._node.id for t in targets or ()]
+    return min(ids, default=-1)
+
+
+def _reachable(roots: list[GradNode], oldest: int) -> list[GradNode]:
+    """Return the nodes behind ``roots`` back to the id ``oldest``, oldest first.
+
+    Iterative: graphs may be deep.
+
+    Raises:
+        GradientError: a part of the graph was freed.
+    """
     seen = set(roots)
     stack = list(seen)
     while stack:
-        for edge in stack.pop().edges:
+        node = stack.pop()
+        if node.id <= oldest:
+            continue
+        if not node.edges:
+            raise GradientError(
+                f"{node.name}: the graph was freed by an earlier backward pass; "
+                "pass retain_graph=True to the earlier one"
+            )
+        for edge in node.edges:
             if edge.__class__ is tuple and edge[0] not in seen:
                 seen.add(edge[0])
                 stack.append(edge[0])
@@ -383,7 +404,7 @@ def _check_finite(
         place = f", called at {node.location}" if node.location else ""
         raise AnomalyError(
             f"{node.name}: {bad} appeared in the gradient, in the backward pass of the call"
-            f"{place or ' (recorded before anomaly detection was on)'}"
+            f"{place or ' (not recorded while anomalies were looked for)'}"
         )
 
 

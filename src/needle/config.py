@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -76,15 +77,73 @@ class Mode:
         for name, value in self._previous.pop().items():
             setattr(modes.state, name, value)
 
+    def again(self) -> Mode:
+        """Return a new switch of the same kind."""
+        return type(self)()
+
     def __call__(self, function: F) -> F:
-        """Return ``function`` as it runs under the mode."""
+        """Return ``function`` as it runs under the mode; a generator does so at each step."""
 
         @functools.wraps(function)
         def inside(*args: Any, **kwargs: Any) -> Any:
-            with type(self)():
+            with self.again():
                 return function(*args, **kwargs)
 
-        return inside  # type: ignore[return-value]
+        @functools.wraps(function)
+        def steps(*args: Any, **kwargs: Any) -> Any:
+            return _steps(function(*args, **kwargs), self.again)
+
+        is_generator = inspect.isgeneratorfunction(function)
+        return steps if is_generator else inside  # type: ignore[return-value]
+
+
+def _steps(generator: Generator[Any, Any, Any], mode: Callable[[], Mode]) -> Any:
+    """Yield what ``generator`` does, with the mode on while it runs and off in between."""
+    resume: Callable[[Any], Any] = generator.send
+    value: Any = None
+    while True:
+        with mode():
+            try:
+                item = resume(value)
+            except StopIteration as end:
+                return end.value
+        try:
+            value = yield item
+            resume = generator.send
+        except GeneratorExit:
+            with mode():
+                generator.close()
+            raise
+        except BaseException as error:
+            value, resume = error, generator.throw
+
+
+class Switch(Mode):
+    """Base of the modes that are set when the object is made, so that a statement does it, too."""
+
+    name: ClassVar[str]
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self.mode = mode
+        self._is_set = True
+        self._previous.append({self.name: getattr(modes.state, self.name)})
+        setattr(modes.state, self.name, mode)
+
+    def __enter__(self) -> None:
+        if not self._is_set:
+            self._previous.append({self.name: getattr(modes.state, self.name)})
+            setattr(modes.state, self.name, self.mode)
+        self._is_set = False
+
+    def again(self) -> Mode:
+        return type(self)(self.mode)
+
+    def __call__(self, function: F) -> F:
+        if self._is_set:  # a decorator is for its function only
+            self._is_set = False
+            self.__exit__(None, None, None)
+        return super().__call__(function)
 
 
 class no_grad(Mode):
@@ -148,8 +207,8 @@ class detect_anomaly(Mode):
     settings: ClassVar[dict[str, Any]] = {"anomaly": True}
 
 
-class set_grad_enabled(Mode):
-    """Switch recording on or off; as a statement, or for a ``with`` block.
+class set_grad_enabled(Switch):
+    """Switch recording on or off: as a statement, for a ``with`` block, or as a decorator.
 
     Args:
         mode: whether to record.
@@ -161,17 +220,11 @@ class set_grad_enabled(Mode):
         False
     """
 
-    def __init__(self, mode: bool) -> None:
-        super().__init__()
-        self._previous.append({"grad": modes.state.grad})
-        modes.state.grad = mode
-
-    def __enter__(self) -> None:
-        pass
+    name = "grad"
 
 
-class set_detect_anomaly(Mode):
-    """Switch anomaly detection on or off; as a statement, or for a ``with`` block.
+class set_detect_anomaly(Switch):
+    """Switch anomaly detection on or off: as a statement, for a ``with`` block, or as a decorator.
 
     Args:
         mode: whether to check the result of every op; see `detect_anomaly`.
@@ -184,13 +237,7 @@ class set_detect_anomaly(Mode):
         needle.errors.AnomalyError: exp: inf appeared in the result at ...
     """
 
-    def __init__(self, mode: bool) -> None:
-        super().__init__()
-        self._previous.append({"anomaly": modes.state.anomaly})
-        modes.state.anomaly = mode
-
-    def __enter__(self) -> None:
-        pass
+    name = "anomaly"
 
 
 def is_grad_enabled() -> bool:

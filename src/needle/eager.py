@@ -17,7 +17,7 @@ from needle.autograd import first_non_finite
 from needle.config import modes
 from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
 from needle.errors import AnomalyError, ArgumentTypeError, DeviceError, NeedleError
-from needle.gradnode import OpNode, connect
+from needle.gradnode import OpNode, check_constants, connect, watch
 from needle.ops.engine import engine
 from needle.ops.record import Op
 from needle.shapes import Spec
@@ -58,8 +58,7 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
     result = initialise(Tensor.__new__(Tensor), value, not state.inference)
     if op.may_alias and value.base is not None and np.may_share_memory(value, arrays[0]):
         result._version = inputs[0]._version
-        if result._version is not None:
-            result._history = result._version[0]
+        result._history = inputs[0]._history
     if state.anomaly:
         _check_finite(op, arrays, (result,))
     if state.grad and op.differentiable:
@@ -67,6 +66,9 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
             if t._requires_grad:
                 _record(op, inputs, attrs, (result,))
                 break
+        else:
+            if watch.is_needed:
+                check_constants(inputs, op.name)
     return result
 
 
@@ -80,8 +82,11 @@ def _finish(
     """Check and record a call of several results."""
     if modes.state.anomaly:
         _check_finite(op, arrays, results)
-    if modes.state.grad and op.differentiable and any(t._requires_grad for t in inputs):
-        _record(op, inputs, attrs, results)
+    if modes.state.grad and op.differentiable:
+        if any(t._requires_grad for t in inputs):
+            _record(op, inputs, attrs, results)
+        elif watch.is_needed:
+            check_constants(inputs, op.name)
     return results
 
 
@@ -92,6 +97,8 @@ def _record(
     results: tuple[Tensor, ...],
 ) -> None:
     """Leave a node behind, if a cotangent of a result would reach an input that wants one."""
+    if watch.is_needed:
+        check_constants(inputs, op.name)
     needed = tuple([t._requires_grad for t in inputs])
     plan = op.save_plan(needed)
     if not plan.reaches or not any(r._data.dtype in FLOAT_SET for r in results):

@@ -7,6 +7,7 @@ asked for, each with the count of writes that its storage had seen.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -256,6 +257,53 @@ def check_history(tensor: Tensor, op_name: str) -> None:
             f"{tensor._node.name}) were overwritten through another tensor that shares its "
             "storage, so "
             "its recorded history is wrong; write through the tensor itself, or clone() first"
+        )
+
+
+class Watch:
+    """Whether a recorded write has ever gone to storage that other tensors share.
+
+    Only after that can a constant be stale: until then, ops need not ask.
+    """
+
+    __slots__ = ("is_needed",)
+
+    def __init__(self) -> None:
+        self.is_needed = False
+
+
+watch = Watch()
+
+
+def note_recorded_write(version: list[int]) -> None:
+    """Remember the count of writes up to which constants that share the storage are stale."""
+    version[1:] = [version[0]]
+    if sys.getrefcount(version) > _REFERENCES_OF_ONE:
+        watch.is_needed = True
+
+
+def _references(version: list[int]) -> int:
+    return sys.getrefcount(version)
+
+
+#: What `note_recorded_write` counts where a single tensor has the storage.
+_REFERENCES_OF_ONE = _references(wrap(np.zeros(0))._version or [])
+
+
+def check_constants(inputs: Sequence[Tensor], op_name: str) -> None:
+    """Raise if a tensor without history should have got one, by a write through another tensor.
+
+    A view of zeros, say, into which values with gradients were then written through the base.
+    """
+    for t in inputs:
+        version = t._version
+        if t._requires_grad or version is None or len(version) < 2 or t._history >= version[1]:
+            continue
+        raise GradientError(
+            f"{op_name}: into the storage of a tensor of shape {list(t.shape)}, values with "
+            "gradients were written through another tensor that shares it; this one was made "
+            "before, and does not know of the gradients. Take the view after the write, write "
+            "with x[i] = value, or detach() if the gradients shall not flow"
         )
 
 

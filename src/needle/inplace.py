@@ -16,7 +16,7 @@ from needle import dtypes
 from needle.config import modes
 from needle.devices import META
 from needle.errors import ArgumentError, DTypeError, GradientError, ShapeError
-from needle.gradnode import OpNode, check_history
+from needle.gradnode import OpNode, check_history, note_recorded_write
 from needle.ops.engine import as_tensor
 from needle.ops.indexing import Selection, fit_value, select, setitem
 from needle.ops.record import OpFunction
@@ -94,6 +94,8 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
         target._requires_grad = value._requires_grad
         if target._version is not None:
             target._history = target._version[0]
+            if value._requires_grad:
+                note_recorded_write(target._version)
     return target
 
 
@@ -128,7 +130,7 @@ def assign_item(target: Tensor, key: Any, value: Any) -> None:
         v = as_tensor(value)
         check_cast(v._data.dtype, dtype, "assignment")
     if modes.state.grad and (target._requires_grad or v._requires_grad):
-        if target._requires_grad and _is_own_update(target, key, v):
+        if _is_own_update(target, key, v):
             target._history = v._history
         assign(target, setitem(target, key, v), "assignment")
         return

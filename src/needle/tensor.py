@@ -7,6 +7,7 @@ stands what is not an op.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ from needle.shapes import Shape, Spec
 
 if TYPE_CHECKING:
     from needle.gradnode import GradNode
+
+#: History of a tensor that was detached: writes with gradients do not concern it.
+CONSTANT = sys.maxsize
 
 Hook = Callable[["Tensor"], "Tensor | None"]
 
@@ -221,6 +225,7 @@ class Tensor(TensorMethods):
         """Return a tensor that shares the storage but not the history."""
         result = wrap(self._data)
         result._version = self._version
+        result._history = CONSTANT
         return result
 
     @property
