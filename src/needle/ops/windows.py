@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Pair = tuple[int, int]
 PairLike = int | Pair
 
+#: Windows are searched in as many planes at a time as give results of this size: all stays cached.
+_PLANES_BYTES = 1 << 18
+
 
 def window_counts(
     size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil: bool, name: str
@@ -210,20 +213,42 @@ def _infer_argmax(x: Spec, *, kernel: Pair, stride: Pair, dilation: Pair) -> Spe
 
 def _window_argmax(x: Array, *, kernel: Pair, stride: Pair, dilation: Pair) -> Array:
     seen = _windows(x, kernel=kernel, stride=stride, dilation=dilation)
-    rows, columns = seen.shape[-4:-2]
-    corner = np.arange(rows)[:, None] * stride[0] * x.shape[-1] + np.arange(columns) * stride[1]
-    best = seen[..., 0, 0].copy()
-    place = np.broadcast_to(corner, best.shape).copy()
+    counts, width = seen.shape[-4:-2], x.shape[-1]
+    planes = x.reshape(-1, *x.shape[-2:])
+    seen = _windows(planes, kernel=kernel, stride=stride, dilation=dilation)
+    place = np.empty((len(planes), *counts), np.int64)
+    corner = np.arange(counts[0])[:, None] * stride[0] * width + np.arange(counts[1]) * stride[1]
+    # Where a tap lies, seen from the corner of its window.
+    shifts = np.add.outer(
+        np.arange(kernel[0]) * dilation[0] * width, np.arange(kernel[1]) * dilation[1]
+    ).ravel()
+    step = max(1, _PLANES_BYTES // max(1, 8 * counts[0] * counts[1]))
+    for start in range(0, len(planes), step):
+        chosen = _first_largest(seen[start : start + step])
+        np.add(corner, shifts[chosen], out=place[start : start + step])
+    return place.reshape(*x.shape[:-2], *counts)
+
+
+def _first_largest(seen: Array) -> Array:
+    """Return which tap of each window is the first of the largest; NaN counts as the largest."""
+    height, width = seen.shape[-2:]
+    taps = [seen[..., a, b] for a in range(height) for b in range(width)]
+    best = taps[0].copy()
+    # Small integers, and arithmetic instead of masks: NumPy has vector instructions for that.
+    chosen = np.zeros(best.shape, np.min_scalar_type(len(taps)))
+    better = np.empty(best.shape, np.bool_)
+    number = np.empty_like(chosen)
     # Tap by tap rather than window by window: long loops for NumPy instead of many short ones.
-    for a in range(kernel[0]):
-        for b in range(kernel[1]):
-            candidate = seen[..., a, b]
-            # The first of several stays; a NaN wins, and stays.
-            better = ~(candidate <= best) & (best == best)
-            np.copyto(best, candidate, where=better)
-            shift = a * dilation[0] * x.shape[-1] + b * dilation[1]
-            np.copyto(place, corner + shift, where=better)
-    return place
+    for tap, candidate in enumerate(taps[1:], 1):
+        np.greater(candidate, best, out=better)
+        np.multiply(better, chosen.dtype.type(tap), out=number)
+        np.maximum(chosen, number, out=chosen)
+        np.maximum(best, candidate, out=best)  # NaN stays
+    unordered = best != best
+    if unordered.any():
+        first = np.argmax([tap[unordered] != tap[unordered] for tap in taps], axis=0)
+        chosen[unordered] = first
+    return chosen
 
 
 @op(
