@@ -97,3 +97,35 @@ def test_pooling_keeps_integers_and_nan() -> None:
     y = x.astype(np.float32)
     y[0, 0, 1, 1] = np.nan
     assert np.isnan(F.max_pool2d(ndl.asarray(y), 2).numpy()).sum() == 1
+
+
+def test_a_mean_of_16_bits_is_in_range_where_the_sum_is_not() -> None:
+    x = ndl.asarray(np.full((1, 1, 64, 64), 100.0), "float16")
+    for y in (F.avg_pool2d(x, 64), F.adaptive_avg_pool2d(x, 1), F.avg_pool2d(x, 64, padding=1)):
+        assert y.dtype == ndl.float16
+        assert y.numpy().max() == pytest.approx(100, rel=0.05)
+
+
+def test_padding_of_bools_is_false() -> None:
+    x = np.zeros((1, 1, 3, 3), bool)
+    x[0, 0, 2, 2] = True
+    y = F.max_pool2d(ndl.asarray(x), 2, padding=1)
+    assert y.tolist() == [[[[False, False], [False, True]]]]
+
+
+def test_the_first_nan_of_a_window_is_chosen() -> None:
+    """Whatever lies around it, infinity too; in each of several blocks of planes."""
+    x = np.random.default_rng(0).standard_normal((3, 70, 40, 40))
+    x[1, 69, 0, :4] = [1.0, np.inf, np.nan, np.nan]
+    places = ndl.window_argmax(ndl.asarray(x), (1, 4), (1, 4)).numpy()
+    windows_of_x = x.reshape(3, 70, 40, 10, 4)
+    expected = np.argmax(windows_of_x, axis=-1)  # NumPy's rule is the same
+    shift = 40 * np.arange(40)[:, None] + 4 * np.arange(10)
+    np.testing.assert_array_equal(places, expected + shift)
+    assert places[1, 69, 0, 0] == 2
+
+
+def test_windows_of_more_taps_than_a_byte_counts() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 20, 20))
+    places = ndl.window_argmax(ndl.asarray(x), 20).numpy()
+    np.testing.assert_array_equal(places.ravel(), x.reshape(2, -1).argmax(axis=1))

@@ -10,8 +10,9 @@ from needle.nn.arguments import as_extent
 from needle.nn.module import Module
 from needle.nn.parameter import Parameter
 from needle.nn.pooling import PairLike, show_pair
-from needle.ops.convolution import conv2d, conv_transpose2d
+from needle.ops.convolution import conv2d
 from needle.ops.engine import as_tensor
+from needle.ops.transposed_convolution import conv_transpose2d
 from needle.random import Generator
 from needle.shapes import as_pair, expect_axis
 from needle.tensor import Tensor

@@ -19,7 +19,7 @@ from needle.ops import attention as _attention, slicing as _slicing
 from needle.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from needle.ops.channel_normalization import batch_norm, group_norm
 from needle.ops.contraction import linear
-from needle.ops.convolution import conv2d, conv_transpose2d
+from needle.ops.convolution import conv2d
 from needle.ops.cross_entropy import cross_entropy, nll_loss
 from needle.ops.dropout import check_probability, drop
 from needle.ops.elementwise import TensorLike
@@ -40,8 +40,17 @@ from needle.ops.pooling import (
     avg_pool2d,
     max_pool2d,
 )
+from needle.ops.signals import (
+    adaptive_avg_pool1d,
+    adaptive_max_pool1d,
+    avg_pool1d,
+    conv1d,
+    conv_transpose1d,
+    max_pool1d,
+)
 from needle.ops.softmax import log_softmax, softmax
 from needle.ops.transcendental import tanh
+from needle.ops.transposed_convolution import conv_transpose2d
 from needle.random import Generator, default_generator
 from needle.shapes import Shape
 from needle.tensor import Tensor
@@ -170,12 +179,17 @@ def pad(x: TensorLike, pad: Sequence[int], mode: str = "constant", value: float 
 
 
 __all__ = [
+    "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
     "adaptive_max_pool2d",
+    "avg_pool1d",
     "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "conv1d",
     "conv2d",
+    "conv_transpose1d",
     "conv_transpose2d",
     "cross_entropy",
     "dropout",
@@ -189,6 +203,7 @@ __all__ = [
     "leaky_relu",
     "linear",
     "log_softmax",
+    "max_pool1d",
     "max_pool2d",
     "mse_loss",
     "nll_loss",

@@ -26,10 +26,12 @@ from needle.ops.random import *
 from needle.ops.rearrange import *
 from needle.ops.reduce import *
 from needle.ops.scan import *
+from needle.ops.signals import *
 from needle.ops.slicing import *
 from needle.ops.softmax import *
 from needle.ops.sorting import *
 from needle.ops.transcendental import *
+from needle.ops.transposed_convolution import *
 from needle.ops.unstack import *
 from needle.ops.updates import *
 from needle.ops.windows import *

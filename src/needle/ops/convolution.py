@@ -23,7 +23,7 @@ from needle.errors import ArgumentError, ShapeError
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, promoted
 from needle.ops.movement import reshape
-from needle.ops.record import Kind, composite, op
+from needle.ops.record import Kind, op
 from needle.ops.samples import Sample, bad, normal
 from needle.ops.unfolding import (
     Pads,
@@ -56,16 +56,25 @@ def _infer_conv(
             f"takes {weight.shape[1]} channels{each}, the input {list(x.shape)} [N, C, H, W] has "
             f"{x.shape[1]}"
         )
-    if weight.shape[0] % groups:
-        raise ShapeError(
-            f"conv2d: {weight.shape[0]} out_channels do not divide into {groups} groups"
-        )
+    _check_kernel("conv2d", (weight.shape[2], weight.shape[3]), weight.shape[0], groups)
     window = Window((weight.shape[2], weight.shape[3]), stride, pads, dilation, groups)
     counts = window.counts((x.shape[2], x.shape[3]), "conv2d")
     return Spec((x.shape[0], weight.shape[0], *counts), x.dtype)
 
 
+def _check_kernel(name: str, kernel: Pair, out: int, groups: int) -> None:
+    if 0 in kernel:
+        raise ShapeError(f"{name}: a kernel of {kernel[0]}×{kernel[1]} has no taps")
+    if out % groups:
+        raise ShapeError(f"{name}: {out} out_channels do not divide into {groups} groups")
+
+
 def _check_image(g: Spec, x_shape: Shape, out: int, window: Window, name: str) -> None:
+    _check_kernel(name, window.kernel, out, window.groups)
+    if x_shape[1] % window.groups:
+        raise ShapeError(
+            f"{name}: {x_shape[1]} in_channels do not divide into {window.groups} groups"
+        )
     counts = window.counts((x_shape[2], x_shape[3]), name)
     if g.shape != (x_shape[0], out, *counts):
         raise ShapeError(
@@ -200,6 +209,7 @@ def _conv_samples() -> Iterable[Sample]:
     yield bad(ShapeError, r"\[N, C, H, W\]", normal(4, 4), normal(1, 1, 3, 3))
     yield bad(ShapeError, "out_channels", normal(1, 1, 4, 4), normal(1, 3, 3))
     yield bad(ShapeError, "3 groups", normal(1, 3, 4, 4), normal(4, 1, 3, 3), groups=3)
+    yield bad(ShapeError, "no taps", normal(1, 1, 4, 4), normal(1, 1, 0, 3))
     yield bad(ShapeError, "bias", normal(1, 1, 4, 4), normal(2, 1, 3, 3), normal(3))
     yield bad(ArgumentError, "at least 1", normal(1, 1, 4, 4), normal(1, 1, 3, 3), stride=0)
     yield bad(
@@ -267,20 +277,21 @@ def conv2d(
         image = reshape(image, (1, *image.shape))
     step = as_pair(stride, "conv2d: stride", minimum=1)
     gap = as_pair(dilation, "conv2d: dilation", minimum=1)
-    result = apply(
+    result: Tensor = apply(
         conv2d,
         image,
         kernel,
         stride=step,
         pads=_pads(padding, (kernel.shape[2], kernel.shape[3]), step, gap),
         dilation=gap,
-        groups=_groups(groups, "conv2d"),
+        groups=as_groups(groups, "conv2d"),
     )
-    result = _with_bias(result, bias, "conv2d")
+    result = with_bias(result, bias, "conv2d")
     return reshape(result, result.shape[1:]) if single else result
 
 
-def _with_bias(result: Tensor, bias: TensorLike | None, name: str) -> Tensor:
+def with_bias(result: Tensor, bias: TensorLike | None, name: str) -> Tensor:
+    """Add one number to each channel of [N, C, H, W]."""
     if bias is None:
         return result
     _, b = promoted(result, bias)
@@ -292,7 +303,8 @@ def _with_bias(result: Tensor, bias: TensorLike | None, name: str) -> Tensor:
     return result + reshape(b, (1, b.shape[0], 1, 1))
 
 
-def _groups(groups: int, name: str) -> int:
+def as_groups(groups: int, name: str) -> int:
+    """Return the number of groups as an int of at least 1."""
     count = as_index(groups, f"{name}: groups")
     if count < 1:
         raise ArgumentError(f"{name}: groups must be at least 1, got {count}")
@@ -369,7 +381,7 @@ def conv2d_input_grad(
         stride=as_pair(stride, "conv2d_input_grad: stride", minimum=1),
         pads=pads,
         dilation=as_pair(dilation, "conv2d_input_grad: dilation", minimum=1),
-        groups=_groups(groups, "conv2d_input_grad"),
+        groups=as_groups(groups, "conv2d_input_grad"),
     )
 
 
@@ -421,84 +433,8 @@ def conv2d_weight_grad(
         stride=as_pair(stride, "conv2d_weight_grad: stride", minimum=1),
         pads=pads,
         dilation=as_pair(dilation, "conv2d_weight_grad: dilation", minimum=1),
-        groups=_groups(groups, "conv2d_weight_grad"),
+        groups=as_groups(groups, "conv2d_weight_grad"),
     )
 
 
-def _transposed_samples() -> Iterable[Sample]:
-    yield Sample((normal(2, 3, 4, 5), normal(3, 2, 3, 3), normal(2)))
-    yield Sample(
-        (normal(1, 4, 3, 3), normal(4, 2, 3, 2)),
-        {"stride": (2, 3), "padding": 1, "output_padding": (1, 0), "groups": 2},
-        label="all",
-    )
-    yield Sample((normal(1, 2, 3, 3), normal(2, 1, 3, 3)), {"dilation": 2}, label="dilation")
-    yield bad(ShapeError, "in_channels", normal(1, 2, 3, 3), normal(3, 2, 3, 3))
-    yield bad(
-        ArgumentError, "output_padding", normal(1, 1, 3, 3), normal(1, 1, 3, 3), output_padding=1
-    )
-
-
-@composite(samples=_transposed_samples, peer="nn.functional.conv_transpose2d")
-def conv_transpose2d(
-    x: TensorLike,
-    weight: TensorLike,
-    bias: TensorLike | None = None,
-    stride: PairLike = 1,
-    padding: PairLike = 0,
-    output_padding: PairLike = 0,
-    groups: int = 1,
-    dilation: PairLike = 1,
-) -> Tensor:
-    """Transposed convolution: the gradient of a convolution with respect to its input.
-
-    Args:
-        x: [N, C, H, W].
-        weight: [C, out_channels/groups, kh, kw].
-        bias: [out_channels], or None.
-        stride: of the convolution, so the factor by which the image grows.
-        padding: of the convolution: removed around the result.
-        output_padding: rows and columns added below and on the right, to choose between the sizes
-            that the convolution maps to H and W; less than the stride or the dilation.
-        groups: the channels are divided into so many groups, which do not mix.
-        dilation: distance of neighbouring taps.
-
-    Returns:
-        [N, out_channels, rows, columns], ``rows = (H − 1)·s − 2·p + d·(kh − 1) + output_padding +
-        1``.
-
-    Raises:
-        ShapeError: channels that do not fit.
-        ArgumentError: a stride, dilation or number of groups below 1; too much output padding.
-
-    Example:
-        >>> ndl.conv_transpose2d(ndl.ones((1, 1, 2, 2)), ndl.ones((1, 1, 2, 2)), stride=2).shape
-        (1, 1, 4, 4)
-    """
-    image, kernel = promoted(x, weight)
-    if image.ndim != 4 or kernel.ndim != 4 or image.shape[1] != kernel.shape[0]:
-        raise ShapeError(
-            "conv_transpose2d: expected an input [N, in_channels, H, W] and a weight [in_channels, "
-            f"out_channels/groups, kh, kw], got {list(image.shape)} and {list(kernel.shape)}"
-        )
-    step = as_pair(stride, "conv_transpose2d: stride", minimum=1)
-    edge = as_pair(padding, "conv_transpose2d: padding")
-    more = as_pair(output_padding, "conv_transpose2d: output_padding")
-    gap = as_pair(dilation, "conv_transpose2d: dilation", minimum=1)
-    if any(o >= s and o >= d for o, s, d in zip(more, step, gap, strict=True)):
-        raise ArgumentError(
-            f"conv_transpose2d: output_padding {more} must be less than stride {step} or dilation "
-            f"{gap}"
-        )
-    rows, columns = (
-        (n - 1) * s - 2 * p + d * (k - 1) + o + 1
-        for n, s, p, d, k, o in zip(
-            image.shape[2:], step, edge, gap, kernel.shape[2:], more, strict=True
-        )
-    )
-    pads = ((edge[0], edge[0]), (edge[1], edge[1]))
-    result = conv2d_input_grad(image, kernel, (rows, columns), step, pads, gap, groups)
-    return _with_bias(result, bias, "conv_transpose2d")
-
-
-__all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad", "conv_transpose2d"]
+__all__ = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]

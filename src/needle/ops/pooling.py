@@ -78,6 +78,12 @@ def _torch_pool(name: str) -> Any:
     return peer
 
 
+def _lowest(dtype: dtypes.DType) -> float:
+    if dtypes.is_float(dtype):
+        return -math.inf
+    return 0 if dtype == dtypes.bool else int(np.iinfo(dtype).min)
+
+
 @composite(samples=_max_pool_samples, peer=_torch_pool("max_pool2d"))
 def max_pool2d(
     x: TensorLike,
@@ -119,7 +125,7 @@ def max_pool2d(
     counts = window_counts(size, kernel, step, edge, gap, ceil_mode, "max_pool2d")
     around = _beyond(size, counts, kernel, step, edge, gap)
     if around != [(0, 0), (0, 0)]:
-        lowest = -math.inf if dtypes.is_float(t.dtype) else int(np.iinfo(t.dtype).min)
+        lowest = _lowest(t.dtype)
         t = pad(t, [(0, 0), (0, 0), *around], lowest)
     n, c, h, w = t.shape
     places = window_argmax(t, kernel, step, gap)
@@ -153,6 +159,11 @@ def _average_samples() -> Iterable[Sample]:
     yield bad(ShapeError, "larger than", normal(1, 1, 2, 2), 3)
     yield bad(ArgumentError, "more than half", normal(1, 1, 4, 4), 2, padding=2)
     yield bad(ArgumentError, "divisor_override", normal(1, 1, 4, 4), 2, divisor_override=0)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Return 16-bit floats as float32: a sum of them may be out of range where the mean is not."""
+    return x.astype(dtypes.accumulation_dtype(x.dtype), copy=False)
 
 
 def _covered(
@@ -199,6 +210,8 @@ def avg_pool2d(
     """
     image, is_single = _as_image(x, "avg_pool2d")
     t = as_float_tensor(image)
+    narrow = t.dtype
+    t = _widened(t)
     kernel = as_pair(kernel_size, "avg_pool2d: kernel_size", minimum=1)
     step = kernel if stride is None else as_pair(stride, "avg_pool2d: stride", minimum=1)
     edge = as_pair(padding, "avg_pool2d: padding")
@@ -212,15 +225,16 @@ def avg_pool2d(
     seen = windows(t, kernel, step)
     total = sum(_part(_part(seen, 2, 0, counts[0]), 3, 0, counts[1]), (-2, -1))
     if divisor_override is not None:
-        return _unbatched(total / divisor_override, is_single)
+        return _unbatched((total / divisor_override).astype(narrow, copy=False), is_single)
     down, across = (
         _covered(n, c, k, s, p, count_include_pad)
         for n, c, k, s, p in zip(size, counts, kernel, step, edge, strict=True)
     )
     if len({*down}) == 1 and len({*across}) == 1:
-        return _unbatched(total / (down[0] * across[0]), is_single)
-    elements = as_tensor([[float(a * b) for b in across] for a in down], t.dtype)
-    return _unbatched(total / elements, is_single)
+        average = total / (down[0] * across[0])
+    else:
+        average = total / as_tensor([[float(a * b) for b in across] for a in down], t.dtype)
+    return _unbatched(average.astype(narrow, copy=False), is_single)
 
 
 # Adaptive forms: the number of windows is given, not their size
@@ -233,6 +247,8 @@ def _bins(n: int, count: int) -> list[tuple[int, int]]:
 
 
 def _output_size(output_size: Any, size: Pair, name: str) -> Pair:
+    if 0 in size:
+        raise ShapeError(f"{name}: an image of {size[0]}×{size[1]} has no pixels")
     given = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * 2
     if len(given) != 2:
         raise ArgumentError(f"{name}: output_size must be one or two numbers, got {output_size!r}")
@@ -255,6 +271,7 @@ def _adaptive_samples() -> Iterable[Sample]:
     yield Sample((distinct(1, 2, 2, 3), (4, 5)), label="more than there are")
     yield Sample((distinct(2, 5, 7), (None, 2)), label="None keeps")
     yield bad(ShapeError, "image batch", distinct(4, 4), 2)
+    yield bad(ShapeError, "no pixels", normal(1, 1, 0, 4), 2)
     yield bad(ArgumentError, "at least 1", distinct(1, 1, 4, 4), 0)
 
 
@@ -280,15 +297,17 @@ def adaptive_avg_pool2d(x: TensorLike, output_size: Any) -> Tensor:
     """
     image, is_single = _as_image(x, "adaptive_avg_pool2d")
     t = as_float_tensor(image)
+    narrow = t.dtype
+    t = _widened(t)
     n, c, h, w = t.shape
     rows, columns = _output_size(output_size, (h, w), "adaptive_avg_pool2d")
     if h % rows == 0 and w % columns == 0:
         tiles = reshape(t, (n, c, rows, h // rows, columns, w // columns))
-        return _unbatched(mean(tiles, (3, 5)), is_single)
+        return _unbatched(mean(tiles, (3, 5)).astype(narrow, copy=False), is_single)
     # The mean over a rectangle is the mean over columns of the means over rows.
     t = stack([mean(_part(t, 2, a, b), 2) for a, b in _bins(h, rows)], 2)
     t = stack([mean(_part(t, 3, a, b), 3) for a, b in _bins(w, columns)], 3)
-    return _unbatched(t, is_single)
+    return _unbatched(t.astype(narrow, copy=False), is_single)
 
 
 @composite(samples=_adaptive_samples, peer=_torch_pool("adaptive_max_pool2d"))
