@@ -196,15 +196,16 @@ def window_extent(
 
 def expect_axis(shape: Shape, axis: int, extent: int, meaning: str) -> None:
     """Raise unless ``shape[axis] == extent``; the message gives the extent its ``meaning``."""
+    if -len(shape) <= axis < len(shape) and shape[axis] == extent:
+        return
     place = {-1: "last axis", 1: "axis 1"}.get(axis, f"axis {axis}")
     if not -len(shape) <= axis < len(shape):
         raise ShapeError(
             f"expected {place} of {extent} ({meaning}), got a tensor of shape {list(shape)}"
         )
-    if shape[axis] != extent:
-        raise ShapeError(
-            f"expected {place} {extent} ({meaning}), got {shape[axis]} in shape {list(shape)}"
-        )
+    raise ShapeError(
+        f"expected {place} {extent} ({meaning}), got {shape[axis]} in shape {list(shape)}"
+    )
 
 
 def is_contiguous(array: np.ndarray[Any, Any]) -> bool:

@@ -17,7 +17,7 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,6 +30,8 @@ from needle.tensor import Tensor
 
 #: A tensor or an array: what the functions of a rule compute with.
 Values = Any
+#: Elements of an array that are updated at a time: 64 KiB of float32.
+BLOCK = 1 << 14
 #: What shapes the arithmetic: flags that are set and numbers that are in use. Never changes values.
 Options = frozenset[str]
 
@@ -117,10 +119,30 @@ def run_on_arrays(
         c = cast.get(data.dtype)
         if c is None:
             c = cast[data.dtype] = type(exact)(*[x.astype(data.dtype) for x in exact])
-        update(np, options, c, data, grad._data, **{name: t._data for name, t in state.items()})
+        arrays = {name: t._data for name, t in state.items()}
+        for part, slope, parts in _blocks(data, grad._data, arrays):
+            update(np, options, c, part, slope, **parts)
         mark_written(param)
         for t in state.values():
             mark_written(t)
+
+
+def _blocks(
+    data: Any, grad: Any, state: dict[str, Any]
+) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
+    """Yield large arrays in blocks that stay in the cache, as do the temporaries of a formula.
+
+    Temporaries as large as the arrays would come from the operating system anew at each step.
+    """
+    everything = (data, grad, *state.values())
+    if data.size <= 2 * BLOCK or not all(a.flags.c_contiguous for a in everything):
+        yield data, grad, state
+        return
+    values, slopes = data.reshape(-1), grad.reshape(-1)
+    flat = {name: array.reshape(-1) for name, array in state.items()}
+    for start in range(0, data.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        yield values[block], slopes[block], {name: array[block] for name, array in flat.items()}
 
 
 def run_on_tensors(
