@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from needle import dtypes
+from needle.arrays import to_array
 from needle.devices import META, Device, as_device
 from needle.dtypes import DType, as_dtype
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, ArgumentTypeError, ShapeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
 from needle.shapes import Shape, Spec, as_index, as_shape
-from needle.tensor import Tensor, to_array, wrap
+from needle.tensor import Tensor, wrap
 
 DeviceLike = Device | str | None
 
@@ -23,7 +25,9 @@ DeviceLike = Device | str | None
 def _filled(shape: Shape, value: Any, dtype: DType, device: DeviceLike) -> Tensor:
     if as_device(device) is META:
         return wrap(Spec(shape, dtype))
-    return wrap(np.full(shape, value, dtype=dtype) if value else np.zeros(shape, dtype=dtype))
+    if value.__class__ is int and value == 0:
+        return wrap(np.zeros(shape, dtype=dtype))
+    return wrap(np.full(shape, to_array(value, dtype), dtype=dtype))
 
 
 def asarray(
@@ -233,6 +237,7 @@ def arange(
 
     Raises:
         ArgumentError: ``step`` is 0.
+        ArgumentTypeError: an argument is no number.
 
     Example:
         >>> ndl.arange(1, 7, 2)
@@ -240,9 +245,13 @@ def arange(
     """
     if stop is None:
         start, stop = 0, start
+    given: tuple[object, ...] = (start, stop, step)
+    for n in given:
+        if not isinstance(n, numbers.Real):
+            raise ArgumentTypeError(f"arange: takes numbers, got {type(n).__name__} ({n!r:.60})")
     if step == 0:
         raise ArgumentError("arange: step must not be 0")
-    integral = all(isinstance(n, int) for n in (start, stop, step))
+    integral = all(isinstance(n, numbers.Integral) for n in given)
     target = as_dtype(dtype) if dtype is not None else dtypes.int64 if integral else dtypes.float32
     count = max(0, math.ceil((stop - start) / step))
     exact = np.int64 if integral else np.float64
@@ -304,12 +313,22 @@ def eye(
     return asarray(np.eye(n_rows, n_cols, k=k, dtype=_dtype(dtype)), device=device)
 
 
+def _matrices(x: TensorLike, name: str) -> Tensor:
+    t = as_tensor(x)
+    if t.ndim < 2:
+        raise ShapeError(f"{name}: needs a matrix or several, got shape {list(t.shape)}")
+    return t
+
+
 def tril(x: TensorLike, *, k: int = 0) -> Tensor:
     """Return the lower triangle of each matrix; zeros above.
 
     Args:
         x: [..., m, n].
         k: the last diagonal that is kept: 0 the main one, positive above.
+
+    Raises:
+        ShapeError: less than two axes.
 
     Example:
         >>> ndl.tril(ndl.ones((2, 2)))
@@ -318,7 +337,7 @@ def tril(x: TensorLike, *, k: int = 0) -> Tensor:
     """
     from needle.ops.comparison import where
 
-    t = as_tensor(x)
+    t = _matrices(x, "tril")
     mask = wrap(np.tri(t.shape[-2], t.shape[-1], k=k, dtype=bool))
     return where(mask, t, 0)
 
@@ -330,6 +349,9 @@ def triu(x: TensorLike, *, k: int = 0) -> Tensor:
         x: [..., m, n].
         k: the first diagonal that is kept: 0 the main one, positive above.
 
+    Raises:
+        ShapeError: less than two axes.
+
     Example:
         >>> ndl.triu(ndl.ones((2, 2)))
         Tensor([[1., 1.],
@@ -337,7 +359,7 @@ def triu(x: TensorLike, *, k: int = 0) -> Tensor:
     """
     from needle.ops.comparison import where
 
-    t = as_tensor(x)
+    t = _matrices(x, "triu")
     mask = wrap(~np.tri(t.shape[-2], t.shape[-1], k=k - 1, dtype=bool))
     return where(mask, t, 0)
 

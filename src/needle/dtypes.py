@@ -45,6 +45,7 @@ DEFAULT_FLOAT: DType = float32
 DEFAULT_INT: DType = int64
 
 _BY_NAME: dict[str, DType] = {d.name: d for d in ALL}
+NAMES: tuple[str, ...] = tuple(_BY_NAME)
 _BY_DTYPE: dict[DType, DType] = {d: d for d in ALL}
 #: For tests in hot paths.
 FLOAT_SET = frozenset(FLOATS)

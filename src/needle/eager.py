@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from needle.arrays import to_array
 from needle.autograd import first_non_finite
 from needle.config import modes
 from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
@@ -21,7 +22,7 @@ from needle.gradnode import OpNode, check_constants, connect, watch
 from needle.ops.engine import engine
 from needle.ops.record import Op
 from needle.shapes import Spec
-from needle.tensor import Tensor, initialise, to_array, wrap
+from needle.tensor import Tensor, initialise, wrap
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -212,9 +213,14 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
     numbers = False
     tensors: list[Any] = []
     for v in values:
-        if v.__class__ is float or v.__class__ is int or v.__class__ is bool:
+        kind = v.__class__
+        if kind is float or kind is int or kind is bool:
             numbers = True
             tensors.append(v)
+            continue
+        if kind is np.float64:  # a Python float for Python, too; as weak, and as exact
+            numbers = True
+            tensors.append(float(v))
             continue
         t = as_tensor(v)
         tensors.append(t)
@@ -223,7 +229,7 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
     if numbers:
         if dtype is None:
             return promoted(*(as_tensor(v) for v in values))
-        for v in values:
+        for v in tensors:
             if v.__class__ is float or v.__class__ is int:
                 dtype = scalar_dtype(v, dtype)
     for i, t in enumerate(tensors):

@@ -15,6 +15,7 @@ import numpy as np
 
 from needle import dtypes
 from needle._methods import TensorMethods
+from needle.arrays import to_array
 from needle.config import modes
 from needle.devices import CPU, META, Device, as_device
 from needle.dtypes import DType, as_dtype, is_float
@@ -374,6 +375,9 @@ class Tensor(TensorMethods):
     def __contains__(self, value: Any) -> bool:
         return bool((self.detach() == value).any())
 
+    def __pos__(self) -> Tensor:
+        return self.clone()
+
     def __hash__(self) -> int:
         return id(self)
 
@@ -400,8 +404,11 @@ class Tensor(TensorMethods):
         if self._data.__class__ is Spec:
             body = f"..., shape={list(self.shape)}, device='meta'"
         else:
+            values = self._data
+            if values.dtype == dtypes.bfloat16:  # NumPy prints it like integers
+                values = values.astype(np.float32)
             body = np.array2string(
-                self._data, precision=6, separator=", ", prefix="Tensor(", threshold=200
+                values, precision=6, separator=", ", prefix="Tensor(", threshold=200
             )
             if 0 in self.shape and self.shape != (0,):
                 body += f", shape={list(self.shape)}"
@@ -431,6 +438,11 @@ class Tensor(TensorMethods):
                 device = argument
             else:
                 dtype = argument
+                if isinstance(argument, str) and argument not in dtypes.NAMES:
+                    raise ArgumentError(
+                        f"to: {argument!r} is neither a dtype nor a device; devices are 'cpu' and "
+                        f"'meta', dtypes {', '.join(dtypes.NAMES)}"
+                    )
         result = self if dtype is None else self.astype(as_dtype(dtype))
         if device is not None and as_device(device) is not result.device:
             if as_device(device) is CPU:
@@ -467,101 +479,3 @@ def initialise(tensor: Tensor, data: Any, is_tracked: bool) -> Tensor:
 def wrap(data: Any) -> Tensor:
     """Return a new leaf over an array (or a Spec), without any check: for engines only."""
     return initialise(Tensor.__new__(Tensor), data, not modes.state.inference)
-
-
-def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) -> Array:
-    """Return ``data`` as an array, shared where its dtype is kept.
-
-    Args:
-        data: anything array-like, or a tensor.
-        dtype: dtype to convert to, or None to keep an array's.
-        default: dtype of Python numbers; None makes floats float32 and integers int64.
-
-    Raises:
-        ShapeError: ragged nested lists.
-        DTypeError: elements that are not numbers.
-    """
-    if isinstance(data, Tensor):
-        array = data.numpy() if not data._requires_grad else data._data
-        return array if dtype is None else array.astype(dtype, copy=False)
-    is_python = isinstance(data, (bool, int, float, list, tuple))
-    if is_python and isinstance(data, (list, tuple)):
-        # Sequences may hold tensors or arrays; those keep their dtype.
-        data, is_python = _convert_leaves(data)
-    if not is_python and not isinstance(data, (np.ndarray, np.generic)):
-        data = _foreign(data)
-    try:
-        array = np.asarray(data)
-    except ValueError as error:
-        if "inhomogeneous" in str(error):
-            raise ShapeError(
-                f"ragged nested sequence: {_ragged(data)}; all parts must have equal lengths"
-            ) from None
-        raise DTypeError(f"cannot make a tensor of {type(data).__name__}: {error}") from None
-    except OverflowError as error:
-        raise DTypeError(f"a number does not fit: {error}") from None
-    if dtype is None and is_python:
-        if array.dtype.kind == "O" or (array.size == 0 and not isinstance(data, np.ndarray)):
-            dtype = default or dtypes.float32 if array.size == 0 else None
-        if array.dtype.kind == "f":
-            dtype = dtypes.DEFAULT_FLOAT
-        elif array.dtype.kind in "iu":
-            dtype = default or dtypes.DEFAULT_INT
-    if array.dtype.kind in "OUSMmcV" and array.dtype != dtypes.bfloat16:
-        raise DTypeError(
-            f"cannot make a tensor of {array.dtype.name} data; "
-            "tensors hold bools, integers and floats"
-        )
-    if dtype is None:
-        dtype = as_dtype(array.dtype)
-    if is_python and array.dtype.kind in "iu" and dtypes.is_integer(dtype):
-        limits = np.iinfo(dtype)
-        if array.size and (array.min() < limits.min or array.max() > limits.max):
-            raise DTypeError(f"a number does not fit into {dtype.name}")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return modes.state.quiet(array.astype, dtype, copy=False)
-
-
-def _convert_leaves(data: Any) -> tuple[Any, bool]:
-    """Return nested sequences with tensors as arrays, and whether all leaves are Python numbers."""
-    if isinstance(data, Tensor):
-        return data.numpy(), False
-    if isinstance(data, (list, tuple)):
-        parts = [_convert_leaves(part) for part in data]
-        return [p for p, _ in parts], all(python for _, python in parts)
-    return data, isinstance(data, (bool, int, float))
-
-
-def _foreign(data: Any) -> Any:
-    """Return an object of another library through the first protocol that it offers."""
-    if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
-        return np.asarray(data)
-    if hasattr(data, "__dlpack__"):
-        return np.from_dlpack(data)
-    if hasattr(data, "__iter__") and not isinstance(data, (str, bytes, dict, set)):
-        return list(data)
-    if hasattr(data, "__float__"):
-        return float(data)
-    raise DTypeError(
-        f"cannot make a tensor of {type(data).__name__}; "
-        "give a number, nested lists of numbers, or an array"
-    )
-
-
-def _ragged(data: Any, place: str = "data") -> str:
-    """Return where a nested sequence first has parts of unequal shapes."""
-    shapes = [_shape_of(part) for part in data]
-    for i, shape in enumerate(shapes):
-        if shape is None:
-            return _ragged(data[i], f"{place}[{i}]")
-        if shapes[0] is not None and shape != shapes[0]:
-            return f"{place}[0] has shape {list(shapes[0])} but {place}[{i}] has {list(shape)}"
-    return f"{place} mixes numbers and sequences"
-
-
-def _shape_of(data: Any) -> Shape | None:
-    try:
-        return np.shape(data)
-    except ValueError:
-        return None

@@ -19,6 +19,7 @@ LAYERS = [
     {"dtypes", "devices", "tree"},
     {"shapes", "config"},
     {"ops", "_methods"},
+    {"arrays"},
     {"tensor"},
     {"gradnode"},
     {"autograd"},

@@ -1,0 +1,170 @@
+"""Arrays from whatever users give: numbers, nested sequences, other libraries' arrays, tensors."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from needle import dtypes
+from needle._methods import TensorMethods
+from needle.config import modes
+from needle.dtypes import DType, as_dtype, is_float
+from needle.errors import DeviceError, DTypeError, ShapeError
+from needle.ops.samples import Array
+from needle.shapes import Shape, Spec
+
+
+def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) -> Array:
+    """Return ``data`` as an array, shared where its dtype is kept.
+
+    Args:
+        data: anything array-like, or a tensor.
+        dtype: dtype to convert to, or None to keep an array's.
+        default: dtype of Python numbers; None makes floats float32 and integers int64.
+
+    Raises:
+        ShapeError: ragged nested lists.
+        DTypeError: elements that are not numbers.
+    """
+    if isinstance(data, TensorMethods):
+        array: Array = _values(data)
+        return array if dtype is None else array.astype(dtype, copy=False)
+    leaves = _Leaves()
+    if isinstance(data, (bool, int, float, list, tuple)):
+        data = leaves.convert(data)
+    elif isinstance(data, (np.ndarray, np.generic)):
+        leaves.are_numbers = False
+    else:
+        return to_array(_foreign(data), dtype, default=default)
+    is_python = leaves.are_numbers
+    if dtype is None and leaves.arrays:
+        # Tensors and arrays in a sequence keep their dtype; numbers beside them are weak.
+        dtype = functools.reduce(dtypes.promote, leaves.arrays)
+        for kind in leaves.numbers:
+            dtype = dtypes.scalar_dtype(kind(0), dtype)
+    try:
+        array = np.asarray(data)
+        if array.dtype.kind == "O" and is_python:  # an int of more than 64 bits
+            if dtype is None or not is_float(dtype):
+                raise OverflowError
+            array = np.asarray(data, dtype=np.float64)
+    except ValueError as error:
+        if "inhomogeneous" in str(error):
+            raise ShapeError(
+                f"ragged nested sequence: {_ragged(data)}; all parts must have equal lengths"
+            ) from None
+        raise DTypeError(f"cannot make a tensor of {type(data).__name__}: {error}") from None
+    except OverflowError:
+        name = (dtype or dtypes.DEFAULT_INT).name
+        raise DTypeError(f"a number does not fit into {name}") from None
+    if dtype is None and is_python:
+        if array.size == 0:
+            dtype = default or dtypes.float32
+        elif array.dtype.kind == "f":
+            dtype = dtypes.DEFAULT_FLOAT
+        elif array.dtype.kind in "iu":
+            dtype = default or dtypes.DEFAULT_INT
+    if array.dtype.kind in _NO_NUMBERS and array.dtype != dtypes.bfloat16:
+        raise DTypeError(
+            f"cannot make a tensor of {_NO_NUMBERS[array.dtype.kind]}; "
+            "tensors hold bools, integers and floats"
+        )
+    if dtype is None:
+        dtype = as_dtype(array.dtype)
+    if leaves.numbers and array.dtype.kind in "iu" and dtypes.is_integer(dtype):
+        limits = np.iinfo(dtype)
+        if array.size and (array.min() < limits.min or array.max() > limits.max):
+            raise DTypeError(f"a number does not fit into {dtype.name}")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return modes.state.quiet(array.astype, dtype, copy=False)
+
+
+_NO_NUMBERS = {
+    "O": "objects that are no numbers",
+    "U": "text",
+    "S": "bytes",
+    "M": "dates",
+    "m": "time spans",
+    "c": "complex numbers",
+    "V": "records",
+}
+
+
+class _Leaves:
+    """What a nested sequence holds.
+
+    Attributes:
+        numbers: the types of its Python numbers.
+        arrays: the dtypes of its tensors, arrays and NumPy scalars.
+        are_numbers: whether there is nothing but Python numbers.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: set[type] = set()
+        self.arrays: list[DType] = []
+        self.are_numbers = True
+
+    def convert(self, data: Any) -> Any:
+        """Return ``data`` with its tensors as arrays."""
+        if isinstance(data, (list, tuple)):
+            return [self.convert(part) for part in data]
+        if isinstance(data, (bool, int, float)):  # so are float64 scalars of NumPy
+            self.numbers.add(bool if isinstance(data, bool) else type(data))
+            return data
+        self.are_numbers = False
+        if isinstance(data, (TensorMethods, np.ndarray, np.generic)):
+            data = _values(data) if isinstance(data, TensorMethods) else data
+            if data.dtype.kind not in _NO_NUMBERS or data.dtype == dtypes.bfloat16:
+                self.arrays.append(as_dtype(data.dtype))
+                if data.dtype == dtypes.bfloat16:  # which NumPy joins with no other dtype
+                    data = data.astype(np.float32)
+        return data
+
+
+def _values(tensor: Any) -> Array:
+    """Return the array of a tensor (of which only the base class is known here)."""
+    if tensor._data.__class__ is Spec:
+        raise DeviceError("a meta tensor has shape and dtype but no values")
+    array: Array = tensor._data
+    return array
+
+
+def _foreign(data: Any) -> Any:
+    """Return an object of another library through the first protocol that it offers."""
+    try:
+        if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
+            return np.asarray(data)
+        if hasattr(data, "__dlpack__"):
+            return np.from_dlpack(data)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        name = f"{type(data).__module__}.{type(data).__name__}"
+        raise DTypeError(f"cannot make a tensor of this {name}: {error}") from error
+    if hasattr(data, "__iter__") and not isinstance(data, (str, bytes, dict, set)):
+        return list(data)
+    if hasattr(data, "__float__"):
+        return float(data)
+    raise DTypeError(
+        f"cannot make a tensor of {type(data).__name__}; "
+        "give a number, nested lists of numbers, or an array"
+    )
+
+
+def _ragged(data: Any, place: str = "data") -> str:
+    """Return where a nested sequence first has parts of unequal shapes."""
+    shapes = [_shape_of(part) for part in data]
+    for i, shape in enumerate(shapes):
+        if shape is None:
+            return _ragged(data[i], f"{place}[{i}]")
+        if shapes[0] is not None and shape != shapes[0]:
+            return f"{place}[0] has shape {list(shapes[0])} but {place}[{i}] has {list(shape)}"
+    return f"{place} mixes numbers and sequences"
+
+
+def _shape_of(data: Any) -> Shape | None:
+    try:
+        return np.shape(data)
+    except ValueError:
+        return None
