@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from needle.blas import run_product
 from needle.errors import ShapeError
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, promoted
@@ -34,11 +35,13 @@ def _infer_matmul(x: Spec, y: Spec) -> Spec:
 
 
 def _matmul(x: Array, y: Array) -> Array:
+    columns = y.shape[-1]
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous and x.size:
         # One large product instead of one for each matrix of the batch.
-        flat = np.matmul(x.reshape(-1, x.shape[-1]), y)
-        return flat.reshape(*x.shape[:-1], y.shape[-1])
-    return np.matmul(x, y)
+        rows = x.reshape(-1, x.shape[-1])
+        flat = run_product(2 * x.size * columns, np.matmul, rows, y)
+        return flat.reshape(*x.shape[:-1], columns)
+    return run_product(2 * x.shape[-2] * x.shape[-1] * columns, np.matmul, x, y)
 
 
 def _transposed(x: Tensor) -> Tensor:
