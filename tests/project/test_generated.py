@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import zipfile
@@ -53,3 +54,23 @@ def test_wheel_contains_stub_marker_and_data(tmp_path: Path) -> None:
         assert any(name.endswith("digits.npz") for name in names)
         assert b"def exp(self) -> Tensor" in archive.read("needle/_methods.pyi")
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+
+
+@pytest.mark.slow
+def test_a_users_type_checker_sees_tensors(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import needle as ndl\n"
+        "x = ndl.Tensor([1.0])\n"
+        "reveal_type(ndl.matmul(x, x))\n"
+        "reveal_type((x.exp() * 2).reshape(1))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(program)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT / "src")},
+    )
+    assert done.stdout.count('Revealed type is "needle.tensor.Tensor"') == 2, done.stdout

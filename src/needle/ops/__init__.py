@@ -1,6 +1,7 @@
 """The ops: one record each, one file per family. See `needle.ops.record` for how to add one."""
 
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from needle.ops.activation import *
 from needle.ops.arithmetic import *
@@ -36,10 +37,13 @@ from needle.ops.unstack import *
 from needle.ops.updates import *
 from needle.ops.windows import *
 
-# Not the submodules, which `import *` would take along: `needle.random` is another module than the
-# family.
-__all__ = [
-    name
-    for name, value in globals().items()
-    if not name.startswith("_") and not isinstance(value, ModuleType) and name != "ModuleType"
-]
+_OWN = ("ModuleType", "TYPE_CHECKING")
+
+if not TYPE_CHECKING:  # a computed list tells type checkers nothing
+    # Not the submodules, which `import *` would take along: `needle.random` is another module than
+    # the family.
+    __all__ = [
+        name
+        for name, value in globals().items()
+        if not name.startswith("_") and not isinstance(value, ModuleType) and name not in _OWN
+    ]
