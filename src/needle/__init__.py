@@ -40,6 +40,13 @@ from needle.creation import (
     zeros_like as zeros_like,
 )
 from needle.devices import Device as Device
+from needle.dtype_functions import (
+    can_cast as can_cast,
+    finfo as finfo,
+    iinfo as iinfo,
+    isdtype as isdtype,
+    result_type as result_type,
+)
 from needle.dtypes import (
     bfloat16 as bfloat16,
     bool as bool,
