@@ -14,7 +14,7 @@ from needle.dtypes import float32, float64
 from needle.inplace import assign_item, copy_, fill_, update, zero_
 from needle.ops.elementwise import NO_ATTRS, wear
 from needle.ops.engine import engine
-from needle.ops.methods import COMPARISONS, OPERATORS, UNARY, UNPACKED
+from needle.ops.methods import COMPARISONS, OPERATORS, UNARY
 from needle.ops.record import REGISTRY, Entry, OpFunction
 from needle.tensor import Tensor
 
@@ -22,9 +22,9 @@ from needle.tensor import Tensor
 _OPERANDS = (Tensor, np.ndarray, np.generic, bool, int, float, list, tuple)
 
 
-def _method(entry: Entry, name: str) -> Callable[..., Any]:
+def _method(entry: Entry) -> Callable[..., Any]:
     function = entry.function
-    if name not in UNPACKED:
+    if not entry.unpacks:
         return function
 
     @functools.wraps(function)
@@ -73,8 +73,8 @@ def attach_methods() -> None:
     """Give `Tensor` a method for each record that asks for one, and the operators."""
     for entry in list(REGISTRY.values()):
         for name in (entry.name, *entry.aliases):
-            if entry.is_method or name in UNPACKED:
-                attach_method(name, _method(entry, name))
+            if entry.is_method:
+                attach_method(name, _method(entry))
     for dunder, name in OPERATORS.items():
         function: Any = REGISTRY[name].function
         forward, reflected = _binary(function)

@@ -11,8 +11,6 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from needle.dtypes import DType
 from needle.errors import ArgumentError, ArgumentTypeError, AxisError, ShapeError
 
@@ -206,8 +204,3 @@ def expect_axis(shape: Shape, axis: int, extent: int, meaning: str) -> None:
     raise ShapeError(
         f"expected {place} {extent} ({meaning}), got {shape[axis]} in shape {list(shape)}"
     )
-
-
-def is_contiguous(array: np.ndarray[Any, Any]) -> bool:
-    """Whether the elements lie in row-major order without gaps."""
-    return bool(array.flags.c_contiguous)

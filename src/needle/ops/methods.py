@@ -1,5 +1,4 @@
-"""What turns records into methods: which operator each op answers, and which methods take
-``*shape``."""
+"""Which operator of Python each op answers."""
 
 from __future__ import annotations
 
@@ -30,6 +29,3 @@ COMPARISONS: dict[str, str] = {
 }
 
 UNARY: dict[str, str] = {"__neg__": "negative", "__abs__": "abs", "__invert__": "bitwise_invert"}
-
-#: Methods that also take their shape or axes one by one: ``x.reshape(2, 3)``.
-UNPACKED: tuple[str, ...] = ("reshape", "permute_dims", "permute", "expand", "broadcast_to", "tile")

@@ -45,8 +45,8 @@ def _reshape_samples() -> Iterable[Sample]:
     samples=_reshape_samples,
     refuses=True,
     may_alias=True,
-    is_method=False,
     peer="reshape",
+    unpacks=True,
 )
 def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """Arrange the elements, in row-major order, in another shape.
@@ -96,6 +96,7 @@ def _permute_samples() -> Iterable[Sample]:
     may_alias=True,
     aliases=("permute",),
     peer="permute",
+    unpacks=True,
 )
 def permute_dims(x: TensorLike, axes: Sequence[int]) -> Tensor:
     """Reorder the axes: axis ``i`` of the result is axis ``axes[i]`` of ``x``.
@@ -209,8 +210,8 @@ def _sum_back(g: Tensor, x_shape: Shape) -> Tensor:
     samples=_broadcast_samples,
     refuses=True,
     may_alias=True,
-    is_method=False,
     peer=lambda torch, x, shape: torch.broadcast_to(x, shape),
+    unpacks=True,
 )
 def broadcast_to(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """Repeat along axes of extent 1, without copying, until the shape is ``shape``.
@@ -236,8 +237,9 @@ def broadcast_to(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
         Sample((normal(3, 1), (3, 4))),
         Sample((normal(3, 1), (2, -1, 4)), label="-1 keeps"),
     ],
-    is_method=False,
     peer=lambda torch, x, shape: x.expand(shape),
+    is_method=True,
+    unpacks=True,
 )
 def expand(x: TensorLike, shape: Sequence[int]) -> Tensor:
     """Like `broadcast_to`, but −1 keeps an extent (PyTorch's function).
@@ -369,7 +371,7 @@ def _repeat_samples() -> Iterable[Sample]:
     yield Sample((normal(3), (2, 2)), label="new axis")
 
 
-@composite(samples=_repeat_samples, peer="tile")
+@composite(samples=_repeat_samples, peer="tile", is_method=True, unpacks=True)
 def tile(x: TensorLike, repetitions: Sequence[int]) -> Tensor:
     """Repeat the whole tensor along its axes.
 

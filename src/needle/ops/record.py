@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 import numpy as np
 
 from needle.ops.samples import Sample, Samples
-from needle.shapes import Shape, Spec
+from needle.shapes import Spec
 
 if TYPE_CHECKING:
     pass
@@ -82,6 +82,7 @@ class Entry:
         samples: yields inputs that exercise it.
         aliases: further names of the function and method.
         is_method: whether `Tensor` has it as a method (its first parameter is then the tensor).
+        unpacks: whether the method also takes its shape or axes one by one: ``x.reshape(2, 3)``.
         peer: how PyTorch spells it, as a path below ``torch`` or a function of ``torch`` and the
             sample's arguments; None when PyTorch has no such thing.
         module: where the function is defined.
@@ -92,6 +93,7 @@ class Entry:
     samples: Samples
     aliases: tuple[str, ...] = ()
     is_method: bool = True
+    unpacks: bool = False
     peer: str | Callable[..., Any] | None = None
     differentiable: bool = True
 
@@ -278,6 +280,7 @@ def op(
     refuses: bool = False,
     aliases: Iterable[str] = (),
     is_method: bool = True,
+    unpacks: bool = False,
     peer: str | Callable[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
     """Declare the decorated public function as a primitive op; see `Op` for the arguments.
@@ -295,6 +298,7 @@ def op(
             samples=samples,
             aliases=tuple(aliases),
             is_method=is_method,
+            unpacks=unpacks,
             peer=peer,
             kind=kind,
             infer=infer,
@@ -326,6 +330,7 @@ def composite(
     samples: Samples,
     aliases: Iterable[str] = (),
     is_method: bool = False,
+    unpacks: bool = False,
     peer: str | Callable[..., Any] | None = None,
     differentiable: bool = True,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -339,6 +344,7 @@ def composite(
                 samples=samples,
                 aliases=tuple(aliases),
                 is_method=is_method,
+                unpacks=unpacks,
                 peer=peer,
                 differentiable=differentiable,
             )
@@ -362,4 +368,4 @@ def flops_of(record: Op, inputs: tuple[Spec, ...], result: Spec, attrs: dict[str
     return 0
 
 
-__all__ = ["REGISTRY", "Entry", "Kind", "Op", "OpFunction", "Shape", "composite", "op"]
+__all__ = ["REGISTRY", "Entry", "Kind", "Op", "OpFunction", "composite", "op"]

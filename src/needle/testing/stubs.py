@@ -9,7 +9,7 @@ import inspect
 from pathlib import Path
 
 import needle
-from needle.ops.methods import COMPARISONS, OPERATORS, UNARY, UNPACKED
+from needle.ops.methods import COMPARISONS, OPERATORS, UNARY
 from needle.ops.record import REGISTRY, Entry
 
 STUB = Path(needle.__file__).with_name("_methods.pyi")
@@ -57,7 +57,7 @@ def stub() -> str:
     lines = [_HEADER]
     for entry in REGISTRY.values():
         for name in (entry.name, *entry.aliases):
-            if name in UNPACKED:
+            if entry.unpacks:
                 lines.append(f"    def {name}(self, *shape: int | Sequence[int]) -> Tensor: ...\n")
             elif entry.is_method:
                 parameters, result = _signature(entry)
