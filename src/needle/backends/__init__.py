@@ -1,0 +1,1 @@
+"""Backends: what makes machine code of graphs."""

@@ -1,0 +1,644 @@
+"""A small typed builder of LLVM IR text: modules, functions, operands, arithmetic, loops.
+
+Text, because parsing it takes LLVM a few milliseconds, where building the same through an API takes
+Python far longer; and because it can be read. Every operand knows its needle dtype and how many
+lanes it has, so that one lowering serves scalars and vectors, signed and unsigned integers, and
+bools: those are one bit in registers and one byte in memory.
+
+Integers that index are either Python ints, folded here, or operands of dtype int64: the same
+generator then serves extents known when compiling and extents passed as arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from needle import dtypes
+from needle.dtypes import DType
+
+_SCALARS = {
+    "bool": "i1",
+    "int8": "i8",
+    "uint8": "i8",
+    "int16": "i16",
+    "uint16": "i16",
+    "int32": "i32",
+    "uint32": "i32",
+    "int64": "i64",
+    "uint64": "i64",
+    "float16": "half",
+    "bfloat16": "bfloat",
+    "float32": "float",
+    "float64": "double",
+}
+_SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
+
+POINTER = "ptr"
+
+
+class Operand(NamedTuple):
+    """A value in a register, or a constant: its text, its dtype and its number of lanes.
+
+    ``lanes`` 0 is a scalar; n ≥ 1 is a vector of n lanes.
+    """
+
+    text: str
+    dtype: DType
+    lanes: int = 0
+
+    @property
+    def scalar_type(self) -> str:
+        """The LLVM type of one lane."""
+        return _SCALARS[self.dtype.name]
+
+    @property
+    def type(self) -> str:
+        """The LLVM type."""
+        return vector_type(self.scalar_type, self.lanes)
+
+    @property
+    def typed(self) -> str:
+        """Type and text, as an instruction's argument is written."""
+        return f"{self.type} {self.text}"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is floating."""
+        return dtypes.is_float(self.dtype)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether it is a signed integer."""
+        return self.dtype.kind == "i"
+
+
+#: An index or an extent: known now, or an int64 operand.
+Index: TypeAlias = "int | Operand"
+
+
+def vector_type(scalar: str, lanes: int) -> str:
+    """Return the LLVM type of ``lanes`` scalars; of one scalar for 0."""
+    return f"<{lanes} x {scalar}>" if lanes else scalar
+
+
+def scalar_type(dtype: DType) -> str:
+    """Return the LLVM type of a value of ``dtype`` in a register."""
+    return _SCALARS[dtype.name]
+
+
+def memory_type(dtype: DType) -> str:
+    """Return the LLVM type of an element of ``dtype`` in memory."""
+    return "i8" if dtype == dtypes.bool else _SCALARS[dtype.name]
+
+
+def literal(value: float | int | bool, dtype: DType) -> str:
+    """Return the text of a scalar constant, exact to the last bit."""
+    if dtype == dtypes.bool:
+        return "1" if value else "0"
+    if not dtypes.is_float(dtype):
+        return str(int(value))
+    if dtype == dtypes.float64 or dtype == dtypes.float32:
+        # LLVM writes float constants as the bits of the double of the same value.
+        with np.errstate(over="ignore"):
+            rounded = float(dtype.type(value))
+        return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+    bits = int(np.asarray(value).astype(dtype).view(np.uint16))
+    return f"0x{'H' if dtype == dtypes.float16 else 'R'}{bits:04X}"
+
+
+class Module:
+    """The text of one LLVM module: declarations, functions, constants."""
+
+    def __init__(self) -> None:
+        self._declarations: dict[str, str] = {}
+        self._functions: list[str] = []
+        self._globals: list[str] = []
+        self._names: set[str] = set()
+        #: For generators: functions made already, by what they were made for.
+        self.memo: dict[object, str] = {}
+
+    def unique(self, stem: str) -> str:
+        """Return a name that no other function or global of the module has."""
+        name, n = stem, 1
+        while name in self._names:
+            n += 1
+            name = f"{stem}.{n}"
+        self._names.add(name)
+        return name
+
+    def declare(self, name: str, result: str, arguments: Sequence[str]) -> None:
+        """Declare an external function or intrinsic; again is no harm."""
+        self._declarations.setdefault(name, f"declare {result} @{name}({', '.join(arguments)})")
+
+    def add_global(self, text: str) -> None:
+        """Add a line at module level: a global variable or constant."""
+        self._globals.append(text)
+
+    def add_function(self, text: str) -> None:
+        """Add a function's text; `Function.end` does."""
+        self._functions.append(text)
+
+    def text(self, attributes: str = "nounwind") -> str:
+        """Return the module as LLVM assembly; ``attributes`` are those of all functions."""
+        parts = [*self._declarations.values(), *self._globals, *self._functions]
+        return "\n".join([*parts, f"attributes #0 = {{ {attributes} }}", ""])
+
+
+class Function:
+    """Emits one function, instruction by instruction.
+
+    Args:
+        module: the module it becomes part of, when `end` is called.
+        name: unique in the module.
+        arguments: names and LLVM types: ``{"a": "ptr", "n": "i64"}``, perhaps with attributes, as
+            in ``"ptr noalias"``.
+        internal: whether only this module calls it.
+        inline: "noinline", "alwaysinline" or "".
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        name: str,
+        arguments: dict[str, str],
+        *,
+        internal: bool = True,
+        inline: str = "",
+    ) -> None:
+        self.module = module
+        self.name = name
+        linkage = "internal " if internal else ""
+        listed = ", ".join(f"{kind} %{argument}" for argument, kind in arguments.items())
+        self._lines = [f"define {linkage}void @{name}({listed}) {inline} #0 {{", "entry:"]
+        self._entry = len(self._lines)
+        self._block = "entry"
+        self._count = 0
+
+    # Lines
+
+    def _fresh(self, stem: str = "v") -> str:
+        self._count += 1
+        return f"{stem}{self._count}"
+
+    def emit(self, line: str) -> None:
+        """Add an instruction without a result."""
+        self._lines.append(f"  {line}")
+
+    def value(self, instruction: str) -> str:
+        """Add an instruction and return the name of its result."""
+        name = f"%{self._fresh()}"
+        self._lines.append(f"  {name} = {instruction}")
+        return name
+
+    def at_entry(self, instruction: str) -> str:
+        """Add an instruction at the function's start (an alloca), return its result's name."""
+        name = f"%{self._fresh('e')}"
+        self._lines.insert(self._entry, f"  {name} = {instruction}")
+        self._entry += 1
+        return name
+
+    def _label(self, name: str) -> None:
+        self._lines.append(f"{name}:")
+        self._block = name
+
+    def end(self) -> str:
+        """Return from the function, add it to the module, and return its name."""
+        self.emit("ret void")
+        self._lines.append("}")
+        self.module.add_function("\n".join(self._lines))
+        return self.name
+
+    # Constants and indices
+
+    def constant(self, value: float | int | bool, dtype: DType, lanes: int = 0) -> Operand:
+        """Return a constant, in every lane."""
+        text = literal(value, dtype)
+        if lanes:
+            element = f"{scalar_type(dtype)} {text}"
+            text = f"<{', '.join([element] * lanes)}>"
+        return Operand(text, dtype, lanes)
+
+    def like(self, value: float | int | bool, other: Operand) -> Operand:
+        """Return a constant of the dtype and lanes of ``other``."""
+        return self.constant(value, other.dtype, other.lanes)
+
+    def iota(self, dtype: DType, lanes: int) -> Operand:
+        """Return the vector 0, 1, 2 …"""
+        texts = ", ".join(f"{scalar_type(dtype)} {literal(i, dtype)}" for i in range(lanes))
+        return Operand(f"<{texts}>", dtype, lanes)
+
+    def operand(self, index: Index) -> Operand:
+        """Return an index as an int64 operand."""
+        return self.constant(index, dtypes.int64) if isinstance(index, int) else index
+
+    def add_index(self, x: Index, y: Index) -> Index:
+        """Return x + y."""
+        if isinstance(x, int) and isinstance(y, int):
+            return x + y
+        if isinstance(x, int) and x == 0:
+            return y
+        if isinstance(y, int) and y == 0:
+            return x
+        return self.binary("add nsw", self.operand(x), self.operand(y))
+
+    def mul_index(self, x: Index, y: Index) -> Index:
+        """Return x · y."""
+        if isinstance(x, int) and isinstance(y, int):
+            return x * y
+        for a, b in ((x, y), (y, x)):
+            if isinstance(a, int) and a in (0, 1):
+                return b if a else 0
+        return self.binary("mul nsw", self.operand(x), self.operand(y))
+
+    def sub_index(self, x: Index, y: Index) -> Index:
+        """Return x − y."""
+        if isinstance(x, int) and isinstance(y, int):
+            return x - y
+        if isinstance(y, int) and y == 0:
+            return x
+        return self.binary("sub nsw", self.operand(x), self.operand(y))
+
+    def floordiv_index(self, x: Index, y: Index) -> Index:
+        """Return ⌊x / y⌋ for x ≥ 0 and y > 0."""
+        if isinstance(x, int) and isinstance(y, int):
+            return x // y
+        if isinstance(y, int) and y == 1:
+            return x
+        return self.binary("udiv", self.operand(x), self.operand(y))
+
+    def mod_index(self, x: Index, y: Index) -> Index:
+        """Return x mod y for x ≥ 0 and y > 0."""
+        if isinstance(x, int) and isinstance(y, int):
+            return x % y
+        if isinstance(y, int) and y == 1:
+            return 0
+        return self.binary("urem", self.operand(x), self.operand(y))
+
+    def min_index(self, x: Index, y: Index) -> Index:
+        """Return the smaller of x and y."""
+        if isinstance(x, int) and isinstance(y, int):
+            return min(x, y)
+        a, b = self.operand(x), self.operand(y)
+        return self.select(self.compare("slt", a, b), a, b)
+
+    # Arithmetic. Both operands have the same dtype and lanes.
+
+    def binary(self, instruction: str, x: Operand, y: Operand) -> Operand:
+        """Return the result of an LLVM instruction of two operands: ``fadd``, ``and`` …"""
+        return Operand(self.value(f"{instruction} {x.type} {x.text}, {y.text}"), x.dtype, x.lanes)
+
+    def add(self, x: Operand, y: Operand) -> Operand:
+        """Return x + y; integers wrap."""
+        return self.binary("fadd" if x.is_float else "add", x, y)
+
+    def sub(self, x: Operand, y: Operand) -> Operand:
+        """Return x − y; integers wrap."""
+        return self.binary("fsub" if x.is_float else "sub", x, y)
+
+    def mul(self, x: Operand, y: Operand) -> Operand:
+        """Return x · y; integers wrap."""
+        return self.binary("fmul" if x.is_float else "mul", x, y)
+
+    def div(self, x: Operand, y: Operand) -> Operand:
+        """Return x / y: floats, or integers truncated (y ≠ 0, and no overflow)."""
+        return self.binary("fdiv" if x.is_float else "sdiv" if x.is_signed else "udiv", x, y)
+
+    def rem(self, x: Operand, y: Operand) -> Operand:
+        """Return the remainder of `div` for integers (y ≠ 0, and no overflow)."""
+        return self.binary("srem" if x.is_signed else "urem", x, y)
+
+    def neg(self, x: Operand) -> Operand:
+        """Return −x."""
+        if x.is_float:
+            return Operand(self.value(f"fneg {x.typed}"), x.dtype, x.lanes)
+        return self.sub(self.like(0, x), x)
+
+    def fma(self, x: Operand, y: Operand, z: Operand) -> Operand:
+        """Return x · y + z, rounded once."""
+        return self.intrinsic("fma", x, y, z)
+
+    def intrinsic(self, name: str, *operands: Operand) -> Operand:
+        """Return the result of ``llvm.name``, whose operands and result have one type."""
+        x = operands[0]
+        suffix = _SUFFIX.get(x.scalar_type, x.scalar_type)
+        full = f"llvm.{name}.{f'v{x.lanes}' if x.lanes else ''}{suffix}"
+        return self.call(full, x, *operands)
+
+    def call(self, name: str, like: Operand, *operands: Operand) -> Operand:
+        """Return the result of a function whose result has the type of ``like``."""
+        self.module.declare(name, like.type, [o.type for o in operands])
+        arguments = ", ".join(o.typed for o in operands)
+        return Operand(self.value(f"call {like.type} @{name}({arguments})"), like.dtype, like.lanes)
+
+    def compare(self, predicate: str, x: Operand, y: Operand) -> Operand:
+        """Return x ⋚ y as bools, by an LLVM predicate: ``olt``, ``une`` for floats, ``slt``,
+        ``ult``, ``eq`` for integers."""
+        kind = "fcmp" if x.is_float else "icmp"
+        name = self.value(f"{kind} {predicate} {x.type} {x.text}, {y.text}")
+        return Operand(name, dtypes.bool, x.lanes)
+
+    def less(self, x: Operand, y: Operand) -> Operand:
+        """Return x < y; false for NaN."""
+        return self.compare("olt" if x.is_float else "slt" if x.is_signed else "ult", x, y)
+
+    def select(self, condition: Operand, x: Operand, y: Operand) -> Operand:
+        """Return x where the condition holds, else y."""
+        text = self.value(f"select {condition.typed}, {x.typed}, {y.typed}")
+        return Operand(text, x.dtype, x.lanes)
+
+    def maximum(self, x: Operand, y: Operand) -> Operand:
+        """Return the larger; NaN where either is."""
+        return self._extreme(x, y, "ogt", "sgt", "ugt")
+
+    def minimum(self, x: Operand, y: Operand) -> Operand:
+        """Return the smaller; NaN where either is."""
+        return self._extreme(x, y, "olt", "slt", "ult")
+
+    def _extreme(self, x: Operand, y: Operand, ordered: str, signed: str, unsigned: str) -> Operand:
+        if not x.is_float:
+            return self.select(self.compare(signed if x.is_signed else unsigned, x, y), x, y)
+        # x where x wins or is NaN (x ≠ x), else y, which may be NaN itself.
+        wins = self.binary("or", self.compare(ordered, x, y), self.compare("uno", x, x))
+        return self.select(wins, x, y)
+
+    # Conversions
+
+    def convert(self, x: Operand, dtype: DType) -> Operand:
+        """Return x in another dtype: floats round to nearest, float to int truncates and saturates
+        (NaN becomes 0), to bool is ``x ≠ 0``."""
+        if x.dtype == dtype:
+            return x
+        if dtype == dtypes.bool:
+            zero = self.like(0, x)
+            return self.compare("une" if x.is_float else "ne", x, zero)
+        target = vector_type(scalar_type(dtype), x.lanes)
+        to_float = dtypes.is_float(dtype)
+        if x.is_float and to_float:
+            return self._convert_float(x, dtype)
+        if x.is_float:
+            return self._float_to_int(x, dtype)
+        if to_float:
+            name = "sitofp" if x.is_signed else "uitofp"
+        else:
+            bits = 1 if x.dtype == dtypes.bool else x.dtype.itemsize * 8
+            wanted = dtype.itemsize * 8
+            if bits == wanted:
+                return Operand(x.text, dtype, x.lanes)
+            name = "trunc" if wanted < bits else "sext" if x.is_signed else "zext"
+        return Operand(self.value(f"{name} {x.typed} to {target}"), dtype, x.lanes)
+
+    def _convert_float(self, x: Operand, dtype: DType) -> Operand:
+        # There is no instruction from half to bfloat or back: by way of float, which is exact.
+        if x.dtype.itemsize == 2 and dtype.itemsize == 2:
+            return self.convert(self.convert(x, dtypes.float32), dtype)
+        # Rounding double to bfloat or half directly rounds once.
+        name = "fptrunc" if dtype.itemsize < x.dtype.itemsize else "fpext"
+        target = vector_type(scalar_type(dtype), x.lanes)
+        return Operand(self.value(f"{name} {x.typed} to {target}"), dtype, x.lanes)
+
+    def _float_to_int(self, x: Operand, dtype: DType) -> Operand:
+        name = "fptosi" if dtype.kind == "i" else "fptoui"
+        suffix = f"v{x.lanes}" if x.lanes else ""
+        target = vector_type(scalar_type(dtype), x.lanes)
+        full = f"llvm.{name}.sat.{suffix}{scalar_type(dtype)}.{suffix}{_SUFFIX[x.scalar_type]}"
+        self.module.declare(full, target, [x.type])
+        return Operand(self.value(f"call {target} @{full}({x.typed})"), dtype, x.lanes)
+
+    def bitcast(self, x: Operand, dtype: DType) -> Operand:
+        """Return the bits of x as another dtype of the same width."""
+        target = vector_type(scalar_type(dtype), x.lanes)
+        if target == x.type:
+            return Operand(x.text, dtype, x.lanes)
+        return Operand(self.value(f"bitcast {x.typed} to {target}"), dtype, x.lanes)
+
+    # Vectors
+
+    def splat(self, x: Operand, lanes: int) -> Operand:
+        """Return a scalar in every lane; a vector comes back as it is."""
+        if x.lanes or not lanes:
+            return x
+        kind = vector_type(x.scalar_type, lanes)
+        first = self.value(f"insertelement {kind} poison, {x.typed}, i32 0")
+        mask = f"<{lanes} x i32> zeroinitializer"
+        text = self.value(f"shufflevector {kind} {first}, {kind} poison, {mask}")
+        return Operand(text, x.dtype, lanes)
+
+    def extract(self, x: Operand, lane: int) -> Operand:
+        """Return one lane."""
+        return Operand(self.value(f"extractelement {x.typed}, i32 {lane}"), x.dtype)
+
+    def insert(self, x: Operand, element: Operand, lane: int) -> Operand:
+        """Return x with one lane replaced."""
+        text = self.value(f"insertelement {x.typed}, {element.typed}, i32 {lane}")
+        return Operand(text, x.dtype, x.lanes)
+
+    def shuffle(self, x: Operand, y: Operand, lanes: Sequence[int]) -> Operand:
+        """Return the lanes of x (0 …) and y (n …) in another order."""
+        mask = ", ".join(f"i32 {i}" for i in lanes)
+        text = self.value(f"shufflevector {x.typed}, {y.typed}, <{len(lanes)} x i32> <{mask}>")
+        return Operand(text, x.dtype, len(lanes))
+
+    def fold(self, x: Operand, combine: Callable[[Operand, Operand], Operand]) -> Operand:
+        """Combine all lanes to a scalar, halves with halves: an order that lanes alone determine.
+
+        The number of lanes is a power of two.
+        """
+        while x.lanes > 1:
+            half = x.lanes // 2
+            low = self.shuffle(x, x, range(half))
+            high = self.shuffle(x, x, range(half, x.lanes))
+            x = combine(low, high)
+        return self.extract(x, 0) if x.lanes else x
+
+    # Memory
+
+    def pointer(self, base: str, offset: Index, dtype: DType) -> str:
+        """Return the address of the element ``offset`` counted from ``base``."""
+        if isinstance(offset, int) and offset == 0:
+            return base
+        text = str(offset) if isinstance(offset, int) else offset.text
+        return self.value(f"getelementptr inbounds {memory_type(dtype)}, ptr {base}, i64 {text}")
+
+    def load(
+        self, base: str, offset: Index, dtype: DType, lanes: int = 0, mask: Operand | None = None
+    ) -> Operand:
+        """Load a scalar, or ``lanes`` neighbours; masked lanes are 0."""
+        address = self.pointer(base, offset, dtype)
+        kind = vector_type(memory_type(dtype), lanes)
+        if mask is None:
+            text = self.value(f"load {kind}, ptr {address}, align {dtype.itemsize}")
+        else:
+            name = f"llvm.masked.load.{_mangled(dtype, lanes)}.p0"
+            self.module.declare(name, kind, ["ptr", "i32", mask.type, kind])
+            text = self.value(
+                f"call {kind} @{name}(ptr {address}, i32 {dtype.itemsize}, {mask.typed}, "
+                f"{kind} zeroinitializer)"
+            )
+        if dtype == dtypes.bool:
+            return self.compare(
+                "ne", Operand(text, dtypes.uint8, lanes), self.constant(0, dtypes.uint8, lanes)
+            )
+        return Operand(text, dtype, lanes)
+
+    def store(self, x: Operand, base: str, offset: Index, mask: Operand | None = None) -> None:
+        """Store a scalar, or neighbours; masked lanes are not written."""
+        address = self.pointer(base, offset, x.dtype)
+        align = x.dtype.itemsize
+        if x.dtype == dtypes.bool:
+            x = self.convert(x, dtypes.uint8)
+        if mask is None:
+            self.emit(f"store {x.typed}, ptr {address}, align {align}")
+        else:
+            name = f"llvm.masked.store.{_mangled(x.dtype, x.lanes)}.p0"
+            self.module.declare(name, "void", [x.type, "ptr", "i32", mask.type])
+            self.emit(f"call void @{name}({x.typed}, ptr {address}, i32 {align}, {mask.typed})")
+
+    def gather(
+        self, base: str, offsets: Operand, dtype: DType, mask: Operand | None = None
+    ) -> Operand:
+        """Load the elements at a vector of int64 offsets; masked lanes are 0."""
+        lanes = offsets.lanes
+        element = memory_type(dtype)
+        addresses = self.value(f"getelementptr {element}, ptr {base}, {offsets.typed}")
+        kind = vector_type(element, lanes)
+        mask = mask or self.constant(True, dtypes.bool, lanes)
+        name = f"llvm.masked.gather.{_mangled(dtype, lanes)}.v{lanes}p0"
+        pointers = f"<{lanes} x ptr>"
+        self.module.declare(name, kind, [pointers, "i32", mask.type, kind])
+        text = self.value(
+            f"call {kind} @{name}({pointers} {addresses}, i32 {dtype.itemsize}, {mask.typed}, "
+            f"{kind} zeroinitializer)"
+        )
+        if dtype == dtypes.bool:
+            return self.compare(
+                "ne", Operand(text, dtypes.uint8, lanes), self.constant(0, dtypes.uint8, lanes)
+            )
+        return Operand(text, dtype, lanes)
+
+    def tail_mask(self, count: Index, lanes: int) -> Operand:
+        """Return the mask of the first ``count`` lanes."""
+        if isinstance(count, int):
+            bits = ", ".join(f"i1 {int(i < count)}" for i in range(lanes))
+            return Operand(f"<{bits}>", dtypes.bool, lanes)
+        return self.compare("ult", self.iota(dtypes.int64, lanes), self.splat(count, lanes))
+
+    # Control
+
+    def loop(
+        self,
+        start: Index,
+        stop: Index,
+        step: int,
+        carried: Sequence[Operand],
+        body: Callable[[Index, list[Operand]], Sequence[Operand] | None],
+        *,
+        runs: bool = False,
+    ) -> list[Operand]:
+        """Emit ``for i in range(start, stop, step)`` with values carried from turn to turn.
+
+        Args:
+            start: first value of i.
+            stop: where it ends.
+            step: a positive constant.
+            carried: what the carried values are before the first turn.
+            body: from i and the carried values to their next ones.
+            runs: whether it is known to run at least once.
+
+        Returns:
+            The carried values after the last turn.
+        """
+        known = isinstance(start, int) and isinstance(stop, int)
+        if isinstance(start, int) and isinstance(stop, int):
+            if stop <= start:
+                return list(carried)
+            if stop - start <= step:
+                return list(body(start, list(carried)) or [])
+        before = self._block
+        head, done = self._fresh("loop"), self._fresh("done")
+        first, last = self.operand(start), self.operand(stop)
+        if known or runs:
+            self.emit(f"br label %{head}")
+        else:
+            enter = self.compare("slt", first, last)
+            self.emit(f"br i1 {enter.text}, label %{head}, label %{done}")
+        self._label(head)
+        i = Operand(f"%{self._fresh('i')}", dtypes.int64)
+        place = len(self._lines)
+        self._lines.append("")
+        inside = [Operand(f"%{self._fresh('c')}", c.dtype, c.lanes) for c in carried]
+        after = list(body(i, inside) or [])
+        following = self.value(f"add nuw nsw i64 {i.text}, {step}")
+        again = self.value(f"icmp slt i64 {following}, {last.text}")
+        latch = self._block
+        self.emit(f"br i1 {again}, label %{head}, label %{done}")
+        phis = [f"  {i.text} = phi i64 [{first.text}, %{before}], [{following}, %{latch}]"]
+        for c, initial, final in zip(inside, carried, after, strict=True):
+            phis.append(
+                f"  {c.text} = phi {c.type} [{initial.text}, %{before}], [{final.text}, %{latch}]"
+            )
+        self._lines[place] = "\n".join(phis)
+        self._label(done)
+        if known or runs:
+            return after
+        results = []
+        for initial, final in zip(carried, after, strict=True):
+            text = self.value(
+                f"phi {final.type} [{initial.text}, %{before}], [{final.text}, %{latch}]"
+            )
+            results.append(Operand(text, final.dtype, final.lanes))
+        return results
+
+    def branch(
+        self,
+        condition: Operand,
+        then: Callable[[], Sequence[Operand] | None],
+        otherwise: Callable[[], Sequence[Operand] | None] | None = None,
+    ) -> list[Operand]:
+        """Emit ``if condition: … else: …`` and return the values that the taken side gives."""
+        yes, no, done = self._fresh("then"), self._fresh("else"), self._fresh("end")
+        self.emit(f"br i1 {condition.text}, label %{yes}, label %{no}")
+        self._label(yes)
+        first = list(then() or [])
+        first_end = self._block
+        self.emit(f"br label %{done}")
+        self._label(no)
+        second = list((otherwise() if otherwise else None) or [])
+        second_end = self._block
+        self.emit(f"br label %{done}")
+        self._label(done)
+        results = []
+        for a, b in zip(first, second, strict=True):
+            text = self.value(f"phi {a.type} [{a.text}, %{first_end}], [{b.text}, %{second_end}]")
+            results.append(Operand(text, a.dtype, a.lanes))
+        return results
+
+    def switch(self, index: Operand, cases: Sequence[Callable[[], None]]) -> None:
+        """Emit one of several blocks, chosen by an int64 that is in range."""
+        labels = [self._fresh("case") for _ in cases]
+        done = self._fresh("end")
+        listed = " ".join(f"i64 {i}, label %{label}" for i, label in enumerate(labels))
+        self.emit(f"switch i64 {index.text}, label %{done} [ {listed} ]")
+        for label, case in zip(labels, cases, strict=True):
+            self._label(label)
+            case()
+            self.emit(f"br label %{done}")
+        self._label(done)
+
+    def argument(self, name: str, dtype: DType = dtypes.int64) -> Operand:
+        """Return a scalar argument of the function as an operand."""
+        return Operand(f"%{name}", dtype)
+
+
+def _mangled(dtype: DType, lanes: int) -> str:
+    element = memory_type(dtype)
+    return f"v{lanes}{_SUFFIX.get(element, element)}"
+
+
+def is_power_of_two(n: int) -> bool:
+    """Whether n is 1, 2, 4 …"""
+    return n > 0 and math.log2(n).is_integer()

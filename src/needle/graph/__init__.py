@@ -1,0 +1,1 @@
+"""Graphs of ops: traced, printed, checked, interpreted."""
