@@ -11,9 +11,10 @@ generator then serves extents known when compiling and extents passed as argumen
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -79,6 +80,8 @@ class Operand(NamedTuple):
 
 #: An index or an extent: known now, or an int64 operand.
 Index: TypeAlias = "int | Operand"
+#: Lines of a function, with places among them that are filled later.
+Segment: TypeAlias = "list[str | Segment]"
 
 
 def vector_type(scalar: str, lanes: int) -> str:
@@ -174,8 +177,12 @@ class Function:
         self.name = name
         linkage = "internal " if internal else ""
         listed = ", ".join(f"{kind} %{argument}" for argument, kind in arguments.items())
-        self._lines = [f"define {linkage}void @{name}({listed}) {inline} #0 {{", "entry:"]
-        self._entry = len(self._lines)
+        self._header = f"define {linkage}void @{name}({listed}) {inline} #0 {{"
+        #: A line, or the lines of a `Segment`.
+        self._lines: Segment = []
+        self._body = self._lines
+        self._lines.append("entry:")
+        self._entry = self.segment()
         self._block = "entry"
         self._count = 0
 
@@ -198,9 +205,23 @@ class Function:
     def at_entry(self, instruction: str) -> str:
         """Add an instruction at the function's start (an alloca), return its result's name."""
         name = f"%{self._fresh('e')}"
-        self._lines.insert(self._entry, f"  {name} = {instruction}")
-        self._entry += 1
+        self._entry.append(f"  {name} = {instruction}")
         return name
+
+    def segment(self) -> Segment:
+        """Return a place here that `into` can fill later: how invariants get out of a loop."""
+        place: Segment = []
+        self._lines.append(place)
+        return place
+
+    @contextlib.contextmanager
+    def into(self, segment: Segment) -> Generator[None]:
+        """Emit straight-line code into an earlier place."""
+        current, self._lines = self._lines, segment
+        try:
+            yield
+        finally:
+            self._lines = current
 
     def _label(self, name: str) -> None:
         self._lines.append(f"{name}:")
@@ -209,8 +230,7 @@ class Function:
     def end(self) -> str:
         """Return from the function, add it to the module, and return its name."""
         self.emit("ret void")
-        self._lines.append("}")
-        self.module.add_function("\n".join(self._lines))
+        self.module.add_function("\n".join([self._header, *_flat(self._body), "}"]))
         return self.name
 
     # Constants and indices
@@ -568,8 +588,7 @@ class Function:
             self.emit(f"br i1 {enter.text}, label %{head}, label %{done}")
         self._label(head)
         i = Operand(f"%{self._fresh('i')}", dtypes.int64)
-        place = len(self._lines)
-        self._lines.append("")
+        place = self.segment()
         inside = [Operand(f"%{self._fresh('c')}", c.dtype, c.lanes) for c in carried]
         after = list(body(i, inside) or [])
         following = self.value(f"add nuw nsw i64 {i.text}, {step}")
@@ -581,7 +600,7 @@ class Function:
             phis.append(
                 f"  {c.text} = phi {c.type} [{initial.text}, %{before}], [{final.text}, %{latch}]"
             )
-        self._lines[place] = "\n".join(phis)
+        place.extend(phis)
         self._label(done)
         if known or runs:
             return after
@@ -632,6 +651,14 @@ class Function:
     def argument(self, name: str, dtype: DType = dtypes.int64) -> Operand:
         """Return a scalar argument of the function as an operand."""
         return Operand(f"%{name}", dtype)
+
+
+def _flat(segment: Segment) -> Iterator[str]:
+    for line in segment:
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from _flat(line)
 
 
 def _mangled(dtype: DType, lanes: int) -> str:
