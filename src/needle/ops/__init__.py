@@ -7,6 +7,7 @@ from needle.ops.activation import *
 from needle.ops.arithmetic import *
 from needle.ops.attention import *
 from needle.ops.channel_normalization import *
+from needle.ops.checks import *
 from needle.ops.comparison import *
 from needle.ops.contraction import *
 from needle.ops.convolution import *

@@ -32,7 +32,7 @@ NUMBERS = ("integer", "float")
 BITS = ("bool", "integer")
 
 
-@elementwise(np.add, vjp={"x": lambda g: g, "y": lambda g: g})
+@elementwise(np.add, commutes=True, vjp={"x": lambda g: g, "y": lambda g: g})
 def add(x: TensorLike, y: TensorLike) -> Tensor:
     """Sum of two tensors: ``x + y``.
 
@@ -69,7 +69,12 @@ def subtract(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.multiply, aliases=("mul",), vjp={"x": lambda g, y: g * y, "y": lambda g, x: g * x})
+@elementwise(
+    np.multiply,
+    commutes=True,
+    aliases=("mul",),
+    vjp={"x": lambda g, y: g * y, "y": lambda g, x: g * x},
+)
 def multiply(x: TensorLike, y: TensorLike) -> Tensor:
     """Product of two tensors, element by element: ``x · y``.
 
@@ -444,7 +449,7 @@ def _shift_samples() -> Iterable[Sample]:
     yield Sample((integers(0, 9, 3, 4).astype(np.int32), 3), label="int32")
 
 
-@elementwise(np.bitwise_and, takes=BITS, samples=_bit_samples)
+@elementwise(np.bitwise_and, commutes=True, takes=BITS, samples=_bit_samples)
 def bitwise_and(x: TensorLike, y: TensorLike) -> Tensor:
     """Bits set in both: ``x & y``.
 
@@ -461,7 +466,7 @@ def bitwise_and(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.bitwise_or, takes=BITS, samples=_bit_samples)
+@elementwise(np.bitwise_or, commutes=True, takes=BITS, samples=_bit_samples)
 def bitwise_or(x: TensorLike, y: TensorLike) -> Tensor:
     """Bits set in either: ``x | y``.
 
@@ -478,7 +483,7 @@ def bitwise_or(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.bitwise_xor, takes=BITS, samples=_bit_samples)
+@elementwise(np.bitwise_xor, commutes=True, takes=BITS, samples=_bit_samples)
 def bitwise_xor(x: TensorLike, y: TensorLike) -> Tensor:
     """Bits set in one but not both: ``x ^ y``.
 

@@ -27,7 +27,7 @@ def _comparison_samples() -> Iterable[Sample]:
     yield Sample((bools(3, 4), bools(4)), label="bool")
 
 
-@elementwise(np.equal, result=bool_, peer="eq", samples=_comparison_samples)
+@elementwise(np.equal, commutes=True, result=bool_, peer="eq", samples=_comparison_samples)
 def equal(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether elements are equal: ``x == y``; NaN equals nothing.
 
@@ -44,7 +44,7 @@ def equal(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.not_equal, result=bool_, peer="ne", samples=_comparison_samples)
+@elementwise(np.not_equal, commutes=True, result=bool_, peer="ne", samples=_comparison_samples)
 def not_equal(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether elements differ: ``x != y``; NaN differs from all.
 
@@ -135,7 +135,7 @@ def _logic_samples() -> Iterable[Sample]:
     yield bad(DTypeError, "takes bool", normal(3), normal(3))
 
 
-@elementwise(np.logical_and, takes=("bool",), result=bool_, samples=_logic_samples)
+@elementwise(np.logical_and, takes=("bool",), result=bool_, commutes=True, samples=_logic_samples)
 def logical_and(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether both are true.
 
@@ -152,7 +152,7 @@ def logical_and(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.logical_or, takes=("bool",), result=bool_, samples=_logic_samples)
+@elementwise(np.logical_or, takes=("bool",), result=bool_, commutes=True, samples=_logic_samples)
 def logical_or(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether at least one is true.
 
@@ -169,7 +169,7 @@ def logical_or(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.logical_xor, takes=("bool",), result=bool_, samples=_logic_samples)
+@elementwise(np.logical_xor, takes=("bool",), result=bool_, commutes=True, samples=_logic_samples)
 def logical_xor(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether exactly one is true.
 

@@ -69,6 +69,7 @@ def elementwise(
     result: DType | None = None,
     vjp: Mapping[str, Rule] | None = None,
     lower: Lowering | None = None,
+    commutes: bool = False,
     samples: Samples | None = None,
     aliases: Iterable[str] = (),
     is_method: bool = True,
@@ -83,6 +84,7 @@ def elementwise(
         result: dtype of the result; the inputs' common dtype if not given.
         vjp: a rule for each differentiable input.
         lower: how the compiler builds it.
+        commutes: whether exchanging its two inputs changes no bit of the result.
         samples: inputs for the tests; by default values in (−3, 3).
         aliases: further names.
         is_method: whether it becomes a Tensor method.
@@ -121,6 +123,7 @@ def elementwise(
             reference=reference,
             vjp=vjp,
             lower=lower,
+            commutes=commutes,
             inputs=inputs,
             promotion=accepted,
         )

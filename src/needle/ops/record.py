@@ -48,6 +48,9 @@ R_co = TypeVar("R_co", covariant=True)
 
 Rule = Callable[..., Any]
 Infer = Callable[..., Any]
+#: How the compiler builds the op: from a builder, the inputs' values and the attributes to the
+#: value of one element or one tile. What the values are depends on the kind. Ops import no backend.
+Lowering = Callable[..., Any]
 
 
 class Kind(enum.Enum):
@@ -63,13 +66,6 @@ class Kind(enum.Enum):
     INDEXING = "indexing"  #: moves elements to or from places given by integer tensors
     SCAN = "scan"  #: runs along an axis: cumulative sums, sorting
     RANDOM = "random"  #: a pure function of a generator's state
-
-
-class Lowering(Protocol):
-    """How the compiler builds the op: in terms of a builder, so that ops import no backend."""
-
-    def __call__(self, builder: Any, *inputs: Any, **attrs: Any) -> Any:
-        """Emit the op for one element or one tile and return its value."""
 
 
 @dataclass(eq=False)
@@ -121,6 +117,13 @@ class Op(Entry):
         vjp: a rule for each differentiable input, see the module's docstring; None for an op whose
             results carry no gradients.
         lower: how the compiler builds it.
+        decompose: for a compound op, the same written with simpler ops: from its input tensors
+            (positional) and attributes (keyword) to what the reference returns. The compiler
+            expands it, so that its parts fuse with their surroundings; eager execution does not.
+        fault: for an op whose values may be refused when it runs: from the value that was refused,
+            its place and the attributes to the exception that the reference raises. Compiled code
+            reports value and place, and raises this exception after the call.
+        commutes: whether exchanging its two inputs changes no bit of the result.
         flops: arithmetic operations, from the specs of inputs and result and the attributes.
         may_alias: whether the reference may return a view of its first input.
         refuses: whether the reference itself refuses all that `infer` refuses. Eager execution then
@@ -133,6 +136,9 @@ class Op(Entry):
     reference: Callable[..., Any] = lambda: None
     vjp: Mapping[str, Rule] | None = None
     lower: Lowering | None = None
+    decompose: Callable[..., Any] | None = None
+    fault: Callable[..., Exception] | None = None
+    commutes: bool = False
     flops: Callable[..., int] | None = None
     may_alias: bool = False
     refuses: bool = False
@@ -275,6 +281,8 @@ def op(
     samples: Samples,
     vjp: Mapping[str, Rule] | None = None,
     lower: Lowering | None = None,
+    decompose: Callable[..., Any] | None = None,
+    fault: Callable[..., Exception] | None = None,
     flops: Callable[..., int] | None = None,
     may_alias: bool = False,
     refuses: bool = False,
@@ -305,6 +313,8 @@ def op(
             reference=reference,
             vjp=vjp,
             lower=lower,
+            decompose=decompose,
+            fault=fault,
             flops=flops,
             may_alias=may_alias,
             refuses=refuses,
