@@ -13,143 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import struct
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
-
-import numpy as np
 
 from needle import dtypes
+from needle.backends.cpu.conversion import convert
+from needle.backends.cpu.module import Module
+from needle.backends.cpu.operands import (
+    SUFFIX,
+    Index,
+    Operand,
+    Segment,
+    literal,
+    memory_type,
+    scalar_type,
+    vector_type,
+)
 from needle.dtypes import DType
 
-_SCALARS = {
-    "bool": "i1",
-    "int8": "i8",
-    "uint8": "i8",
-    "int16": "i16",
-    "uint16": "i16",
-    "int32": "i32",
-    "uint32": "i32",
-    "int64": "i64",
-    "uint64": "i64",
-    "float16": "half",
-    "bfloat16": "bfloat",
-    "float32": "float",
-    "float64": "double",
-}
-_SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
-
 POINTER = "ptr"
-
-
-class Operand(NamedTuple):
-    """A value in a register, or a constant: its text, its dtype and its number of lanes.
-
-    ``lanes`` 0 is a scalar; n ≥ 1 is a vector of n lanes.
-    """
-
-    text: str
-    dtype: DType
-    lanes: int = 0
-
-    @property
-    def scalar_type(self) -> str:
-        """The LLVM type of one lane."""
-        return _SCALARS[self.dtype.name]
-
-    @property
-    def type(self) -> str:
-        """The LLVM type."""
-        return vector_type(self.scalar_type, self.lanes)
-
-    @property
-    def typed(self) -> str:
-        """Type and text, as an instruction's argument is written."""
-        return f"{self.type} {self.text}"
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it is floating."""
-        return dtypes.is_float(self.dtype)
-
-    @property
-    def is_signed(self) -> bool:
-        """Whether it is a signed integer."""
-        return self.dtype.kind == "i"
-
-
-#: An index or an extent: known now, or an int64 operand.
-Index: TypeAlias = "int | Operand"
-#: Lines of a function, with places among them that are filled later.
-Segment: TypeAlias = "list[str | Segment]"
-
-
-def vector_type(scalar: str, lanes: int) -> str:
-    """Return the LLVM type of ``lanes`` scalars; of one scalar for 0."""
-    return f"<{lanes} x {scalar}>" if lanes else scalar
-
-
-def scalar_type(dtype: DType) -> str:
-    """Return the LLVM type of a value of ``dtype`` in a register."""
-    return _SCALARS[dtype.name]
-
-
-def memory_type(dtype: DType) -> str:
-    """Return the LLVM type of an element of ``dtype`` in memory."""
-    return "i8" if dtype == dtypes.bool else _SCALARS[dtype.name]
-
-
-def literal(value: float | int | bool, dtype: DType) -> str:
-    """Return the text of a scalar constant, exact to the last bit."""
-    if dtype == dtypes.bool:
-        return "1" if value else "0"
-    if not dtypes.is_float(dtype):
-        return str(int(value))
-    if dtype == dtypes.float64 or dtype == dtypes.float32:
-        # LLVM writes float constants as the bits of the double of the same value.
-        with np.errstate(over="ignore"):
-            rounded = float(dtype.type(value))
-        return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
-    bits = int(np.asarray(value).astype(dtype).view(np.uint16))
-    return f"0x{'H' if dtype == dtypes.float16 else 'R'}{bits:04X}"
-
-
-class Module:
-    """The text of one LLVM module: declarations, functions, constants."""
-
-    def __init__(self) -> None:
-        self._declarations: dict[str, str] = {}
-        self._functions: list[str] = []
-        self._globals: list[str] = []
-        self._names: set[str] = set()
-        #: For generators: functions made already, by what they were made for.
-        self.memo: dict[object, str] = {}
-
-    def unique(self, stem: str) -> str:
-        """Return a name that no other function or global of the module has."""
-        name, n = stem, 1
-        while name in self._names:
-            n += 1
-            name = f"{stem}.{n}"
-        self._names.add(name)
-        return name
-
-    def declare(self, name: str, result: str, arguments: Sequence[str]) -> None:
-        """Declare an external function or intrinsic; again is no harm."""
-        self._declarations.setdefault(name, f"declare {result} @{name}({', '.join(arguments)})")
-
-    def add_global(self, text: str) -> None:
-        """Add a line at module level: a global variable or constant."""
-        self._globals.append(text)
-
-    def add_function(self, text: str) -> None:
-        """Add a function's text; `Function.end` does."""
-        self._functions.append(text)
-
-    def text(self, attributes: str = "nounwind") -> str:
-        """Return the module as LLVM assembly; ``attributes`` are those of all functions."""
-        parts = [*self._declarations.values(), *self._globals, *self._functions]
-        return "\n".join([*parts, f"attributes #0 = {{ {attributes} }}", ""])
 
 
 class Function:
@@ -174,6 +55,7 @@ class Function:
         inline: str = "",
     ) -> None:
         self.module = module
+        self.target = module.target
         self.name = name
         linkage = "internal " if internal else ""
         listed = ", ".join(f"{kind} %{argument}" for argument, kind in arguments.items())
@@ -339,13 +221,18 @@ class Function:
         return self.sub(self.like(0, x), x)
 
     def fma(self, x: Operand, y: Operand, z: Operand) -> Operand:
-        """Return x · y + z, rounded once."""
+        """Return x · y + z, rounded once; on processors without that instruction, twice.
+
+        There the exact result would be a call of the C library for each element.
+        """
+        if not self.target.fma:
+            return self.add(self.mul(x, y), z)
         return self.intrinsic("fma", x, y, z)
 
     def intrinsic(self, name: str, *operands: Operand) -> Operand:
         """Return the result of ``llvm.name``, whose operands and result have one type."""
         x = operands[0]
-        suffix = _SUFFIX.get(x.scalar_type, x.scalar_type)
+        suffix = SUFFIX.get(x.scalar_type, x.scalar_type)
         full = f"llvm.{name}.{f'v{x.lanes}' if x.lanes else ''}{suffix}"
         return self.call(full, x, *operands)
 
@@ -391,43 +278,7 @@ class Function:
     def convert(self, x: Operand, dtype: DType) -> Operand:
         """Return x in another dtype: floats round to nearest, float to int truncates and saturates
         (NaN becomes 0), to bool is ``x ≠ 0``."""
-        if x.dtype == dtype:
-            return x
-        if dtype == dtypes.bool:
-            zero = self.like(0, x)
-            return self.compare("une" if x.is_float else "ne", x, zero)
-        target = vector_type(scalar_type(dtype), x.lanes)
-        to_float = dtypes.is_float(dtype)
-        if x.is_float and to_float:
-            return self._convert_float(x, dtype)
-        if x.is_float:
-            return self._float_to_int(x, dtype)
-        if to_float:
-            name = "sitofp" if x.is_signed else "uitofp"
-        else:
-            bits = 1 if x.dtype == dtypes.bool else x.dtype.itemsize * 8
-            wanted = dtype.itemsize * 8
-            if bits == wanted:
-                return Operand(x.text, dtype, x.lanes)
-            name = "trunc" if wanted < bits else "sext" if x.is_signed else "zext"
-        return Operand(self.value(f"{name} {x.typed} to {target}"), dtype, x.lanes)
-
-    def _convert_float(self, x: Operand, dtype: DType) -> Operand:
-        # There is no instruction from half to bfloat or back: by way of float, which is exact.
-        if x.dtype.itemsize == 2 and dtype.itemsize == 2:
-            return self.convert(self.convert(x, dtypes.float32), dtype)
-        # Rounding double to bfloat or half directly rounds once.
-        name = "fptrunc" if dtype.itemsize < x.dtype.itemsize else "fpext"
-        target = vector_type(scalar_type(dtype), x.lanes)
-        return Operand(self.value(f"{name} {x.typed} to {target}"), dtype, x.lanes)
-
-    def _float_to_int(self, x: Operand, dtype: DType) -> Operand:
-        name = "fptosi" if dtype.kind == "i" else "fptoui"
-        suffix = f"v{x.lanes}" if x.lanes else ""
-        target = vector_type(scalar_type(dtype), x.lanes)
-        full = f"llvm.{name}.sat.{suffix}{scalar_type(dtype)}.{suffix}{_SUFFIX[x.scalar_type]}"
-        self.module.declare(full, target, [x.type])
-        return Operand(self.value(f"call {target} @{full}({x.typed})"), dtype, x.lanes)
+        return convert(self, x, dtype)
 
     def bitcast(self, x: Operand, dtype: DType) -> Operand:
         """Return the bits of x as another dtype of the same width."""
@@ -462,6 +313,14 @@ class Function:
         mask = ", ".join(f"i32 {i}" for i in lanes)
         text = self.value(f"shufflevector {x.typed}, {y.typed}, <{len(lanes)} x i32> <{mask}>")
         return Operand(text, x.dtype, len(lanes))
+
+    def any(self, x: Operand) -> Operand:
+        """Return whether any lane of a bool is true, as a scalar."""
+        if not x.lanes:
+            return x
+        name = f"llvm.vector.reduce.or.v{x.lanes}i1"
+        self.module.declare(name, "i1", [x.type])
+        return Operand(self.value(f"call i1 @{name}({x.typed})"), dtypes.bool)
 
     def fold(self, x: Operand, combine: Callable[[Operand, Operand], Operand]) -> Operand:
         """Combine all lanes to a scalar, halves with halves: an order that lanes alone determine.
@@ -612,6 +471,36 @@ class Function:
             results.append(Operand(text, final.dtype, final.lanes))
         return results
 
+    def repeat(
+        self,
+        carried: Sequence[Operand],
+        body: Callable[[list[Operand]], tuple[Operand, Sequence[Operand]]],
+    ) -> list[Operand]:
+        """Emit ``do … while``: the body at least once, and again for as long as it asks for it.
+
+        Args:
+            carried: what the carried values are before the first turn.
+            body: from the carried values to whether to go on (a scalar bool) and their next ones.
+
+        Returns:
+            The carried values after the last turn.
+        """
+        before = self._block
+        head, done = self._fresh("repeat"), self._fresh("done")
+        self.emit(f"br label %{head}")
+        self._label(head)
+        place = self.segment()
+        inside = [Operand(f"%{self._fresh('c')}", c.dtype, c.lanes) for c in carried]
+        again, after = body(inside)
+        latch = self._block
+        self.emit(f"br i1 {again.text}, label %{head}, label %{done}")
+        for c, initial, final in zip(inside, carried, after, strict=True):
+            place.append(
+                f"  {c.text} = phi {c.type} [{initial.text}, %{before}], [{final.text}, %{latch}]"
+            )
+        self._label(done)
+        return list(after)
+
     def branch(
         self,
         condition: Operand,
@@ -663,9 +552,24 @@ def _flat(segment: Segment) -> Iterator[str]:
 
 def _mangled(dtype: DType, lanes: int) -> str:
     element = memory_type(dtype)
-    return f"v{lanes}{_SUFFIX.get(element, element)}"
+    return f"v{lanes}{SUFFIX.get(element, element)}"
 
 
 def is_power_of_two(n: int) -> bool:
     """Whether n is 1, 2, 4 …"""
     return n > 0 and math.log2(n).is_integer()
+
+
+__all__ = [
+    "POINTER",
+    "Function",
+    "Index",
+    "Module",
+    "Operand",
+    "Segment",
+    "is_power_of_two",
+    "literal",
+    "memory_type",
+    "scalar_type",
+    "vector_type",
+]

@@ -1,0 +1,15 @@
+"""Mathematical functions of scalars and vectors, in plain LLVM IR that serves every target.
+
+`MathFunction` is the builder that lowerings receive: what `Function` emits and, on top, ``exp``,
+``log``, ``tanh`` … of float32 and float64. No function calls the C library, and every lane of a
+vector is computed by the instructions that compute a scalar, so that a result does not depend on
+where in a vector, or in the rest of a loop, its element stood.
+"""
+
+from __future__ import annotations
+
+from needle.backends.cpu.llvm import Function
+
+
+class MathFunction(Function):
+    """The builder with the functions that lowerings of elementwise ops use."""
