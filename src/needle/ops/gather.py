@@ -119,6 +119,11 @@ def _take_along_samples() -> Iterable[Sample]:
     yield bad(DTypeError, "must be integers", normal(3, 4), normal(3, 1))
 
 
+def _lower_take_along(b: Any, index: Any, x: Any, indices: Any, *, axis: int) -> Any:
+    chosen = b.loaded(indices, index, x.shape[axis], f"axis {axis} of extent {x.shape[axis]}")
+    return x((*index[:axis], chosen, *index[axis + 1 :]))
+
+
 def _take_along_vjp(g: Tensor, x_shape: Shape, indices: Tensor, axis: int) -> Tensor:
     return untake_along_axis(g, indices, x_shape[axis], axis=axis)
 
@@ -127,6 +132,7 @@ def _take_along_vjp(g: Tensor, x_shape: Shape, indices: Tensor, axis: int) -> Te
     kind=Kind.INDEXING,
     infer=_infer_along("take_along_axis"),
     reference=_take_along_axis,
+    lower=_lower_take_along,
     vjp={"x": _take_along_vjp},
     samples=_take_along_samples,
     peer=lambda torch, x, indices, axis=-1: torch.take_along_dim(x, indices, axis),

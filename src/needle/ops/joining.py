@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,10 +58,24 @@ def _concat_samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "at least one", [])
 
 
+def _lower_concat(b: Any, index: Any, *xs: Any, axis: int) -> Any:
+    def part(k: int, start: int) -> Any:
+        x = xs[k]
+        source = (*index[:axis], index[axis] - start, *index[axis + 1 :])
+        if k == len(xs) - 1:
+            return x(source)
+        stop = x.shape[axis]
+        inside = [(source[axis], 0 if k == 0 else -start, stop)]
+        return b.where(inside, lambda: x(source), lambda: part(k + 1, start + stop))
+
+    return part(0, 0)
+
+
 @op(
     kind=Kind.MOVEMENT,
     infer=_infer_concat,
     reference=lambda *xs, axis: np.concatenate(xs, axis=axis),
+    lower=_lower_concat,
     vjp={"xs": _concat_vjp},
     samples=_concat_samples,
     aliases=("cat", "concatenate"),

@@ -137,6 +137,23 @@ def _take_at_samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "one tensor of indices", x, [np.zeros(2, int)], [0, 1])
 
 
+def _lower_take_at(b: Any, index: Any, x: Any, *indices: Any, axes: Shape, signed: bool) -> Any:
+    front = front_of(axes)
+    count = len(index) - (len(x.shape) - len(axes))
+    place = index[front : front + count]
+    rest = iter((*index[:front], *index[front + count :]))
+    source = []
+    for axis, extent in enumerate(x.shape):
+        if axis in axes:
+            chosen = indices[axes.index(axis)]
+            what = f"axis {axis} of extent {extent}"
+            at = b.broadcast(place, chosen.shape)
+            source.append(b.loaded(chosen, at, extent, what, signed=signed))
+        else:
+            source.append(next(rest))
+    return x(tuple(source))
+
+
 def _take_at_vjp(g: Tensor, x_shape: Shape, indices: tuple[Tensor, ...], axes: Shape) -> Tensor:
     return untake_at(g, indices, x_shape, axes)
 
@@ -147,6 +164,7 @@ def _take_at_vjp(g: Tensor, x_shape: Shape, indices: tuple[Tensor, ...], axes: S
         taken_shape("take_at", x.shape, indices, axes), x.dtype
     ),
     reference=_take_at,
+    lower=_lower_take_at,
     vjp={"x": _take_at_vjp},
     samples=_take_at_samples,
     refuses=True,

@@ -12,6 +12,7 @@ import numpy as np
 from needle import dtypes
 from needle.dtypes import as_dtype, is_float
 from needle.errors import AxisError, DTypeError, ShapeError
+from needle.ops import fold
 from needle.ops.comparison import isfinite, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_float_tensor, as_tensor
@@ -78,6 +79,7 @@ def _sum_samples() -> Iterable[Sample]:
     kind=Kind.REDUCTION,
     infer=infer_reduction,
     reference=widened(lambda x, *, axes, keepdims: np.add.reduce(x, axes, keepdims=keepdims)),
+    lower=fold.SUM,
     vjp={"x": lambda g, x_shape, axes: broadcast_to(reshape(g, kept(x_shape, axes)), x_shape)},
     samples=_sum_samples,
     refuses=True,
@@ -296,6 +298,7 @@ def _extremum_vjp(g: Tensor, x: Tensor, out: Tensor, axes: Shape) -> Tensor:
     kind=Kind.REDUCTION,
     infer=_infer_extremum("max"),
     reference=lambda x, *, axes, keepdims: np.maximum.reduce(x, axes, keepdims=keepdims),
+    lower=fold.MAX,
     vjp={"x": _extremum_vjp},
     samples=_extremum_samples,
     refuses=True,
@@ -326,6 +329,7 @@ def max(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     kind=Kind.REDUCTION,
     infer=_infer_extremum("min"),
     reference=lambda x, *, axes, keepdims: np.minimum.reduce(x, axes, keepdims=keepdims),
+    lower=fold.MIN,
     vjp={"x": _extremum_vjp},
     samples=_extremum_samples,
     refuses=True,
@@ -393,6 +397,7 @@ def _torch_arg(name: str) -> Callable[..., Any]:
     kind=Kind.REDUCTION,
     infer=_infer_arg("argmax"),
     reference=lambda x, *, axis, keepdims: np.argmax(x, axis=axis, keepdims=keepdims),
+    lower=fold.ARGMAX,
     samples=_arg_samples,
     peer=_torch_arg("argmax"),
 )
@@ -422,6 +427,7 @@ def argmax(x: TensorLike, axis: int | None = None, *, keepdims: bool = False) ->
     kind=Kind.REDUCTION,
     infer=_infer_arg("argmin"),
     reference=lambda x, *, axis, keepdims: np.argmin(x, axis=axis, keepdims=keepdims),
+    lower=fold.ARGMIN,
     samples=_arg_samples,
     peer=_torch_arg("argmin"),
 )
@@ -477,6 +483,7 @@ def _as_bool(x: Any) -> Tensor:
     kind=Kind.REDUCTION,
     infer=_infer_logic,
     reference=lambda x, *, axes, keepdims: np.any(x, axis=axes, keepdims=keepdims),
+    lower=fold.ANY,
     samples=_logic_samples,
     peer=_torch_logic("any"),
 )
@@ -503,6 +510,7 @@ def any(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     kind=Kind.REDUCTION,
     infer=_infer_logic,
     reference=lambda x, *, axes, keepdims: np.all(x, axis=axes, keepdims=keepdims),
+    lower=fold.ALL,
     samples=_logic_samples,
     peer=_torch_logic("all"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,6 +58,9 @@ def _slice_samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer_slice,
     reference=lambda x, *, starts, stops, steps: x[slices(starts, stops, steps)],
+    lower=lambda b, index, x, *, starts, stops, steps: x(
+        tuple(i * step + start for i, start, step in zip(index, starts, steps, strict=True))
+    ),
     vjp={"x": _unslice_cotangent},
     samples=_slice_samples,
     refuses=True,
@@ -98,10 +101,25 @@ def _unslice(x: Array, *, shape: Shape, starts: Shape, stops: Shape, steps: Shap
     return result
 
 
+def _lower_unslice(
+    b: Any, index: Any, x: Any, *, shape: Shape, starts: Shape, stops: Shape, steps: Shape
+) -> Any:
+    conditions, source = [], []
+    for i, start, step, extent in zip(index, starts, steps, x.shape, strict=True):
+        distance = (i - start) if step > 0 else (start - i)
+        size = abs(step)
+        conditions.append((distance, 0, extent * size))
+        if size > 1:
+            conditions.append((distance % size, 0, 1))
+        source.append(distance // size)
+    return b.where(conditions, lambda: x(tuple(source)), lambda: b.fill(0))
+
+
 @op(
     kind=Kind.MOVEMENT,
     infer=lambda x, *, shape, starts, stops, steps: Spec(shape, x.dtype),
     reference=_unslice,
+    lower=_lower_unslice,
     vjp={"x": lambda g, starts, stops, steps: strided_slice(g, starts, stops, steps)},
     samples=lambda: [
         Sample((normal(3, 3), (5, 6), (1, 0), (4, 6), (1, 2))),
@@ -188,6 +206,12 @@ def _pad(x: Array, *, pads: Pads, value: float) -> Array:
     return result
 
 
+def _lower_pad(b: Any, index: Any, x: Any, *, pads: Pads, value: float) -> Any:
+    source = tuple(i - before for i, (before, _) in zip(index, pads, strict=True))
+    conditions = [(i, 0, n) for i, n in zip(source, x.shape, strict=True)]
+    return b.where(conditions, lambda: x(source), lambda: b.fill(value))
+
+
 def _unpad(g: Tensor, x_shape: Shape, pads: Pads) -> Tensor:
     starts = [a for a, _ in pads]
     return strided_slice(
@@ -207,6 +231,7 @@ def _pad_samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer_pad,
     reference=_pad,
+    lower=_lower_pad,
     vjp={"x": _unpad},
     samples=_pad_samples,
     is_method=False,

@@ -56,6 +56,7 @@ def _samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer,
     reference=_unstack,
+    lower=lambda b, index, x, *, axis: x((*index[:axis], b.constant(b.number), *index[axis:])),
     vjp={"x": _unstack_vjp},
     samples=_samples,
     peer=lambda torch, x, axis=0: torch.unbind(x, axis),

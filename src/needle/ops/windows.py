@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -94,10 +94,18 @@ def _window_samples() -> Iterable[Sample]:
     yield bad(ShapeError, "larger than", normal(3, 3), 4)
 
 
+def _lower_windows(
+    b: Any, index: Any, x: Any, *, kernel: Pair, stride: Pair, dilation: Pair
+) -> Any:
+    *front, row, column, i, j = index
+    return x((*front, row * stride[0] + i * dilation[0], column * stride[1] + j * dilation[1]))
+
+
 @op(
     kind=Kind.MOVEMENT,
     infer=_infer_windows,
     reference=_windows,
+    lower=_lower_windows,
     vjp={"x": _windows_cotangent},
     samples=_window_samples,
     may_alias=True,

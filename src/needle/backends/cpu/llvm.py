@@ -249,6 +249,10 @@ class Function:
         name = self.value(f"{kind} {predicate} {x.type} {x.text}, {y.text}")
         return Operand(name, dtypes.bool, x.lanes)
 
+    def logical_not(self, x: Operand) -> Operand:
+        """Return whether a bool is false."""
+        return self.binary("xor", x, self.like(True, x))
+
     def less(self, x: Operand, y: Operand) -> Operand:
         """Return x < y; false for NaN."""
         return self.compare("olt" if x.is_float else "slt" if x.is_signed else "ult", x, y)
