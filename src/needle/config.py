@@ -27,18 +27,20 @@ class State:
         inference: whether results may never take part in a backward pass.
         anomaly: whether each result is checked for NaN and infinity.
         saved_value_hook: replaces the values kept for the backward pass (rematerialisation).
+        trace: what ops are recorded in while a function is traced, else None: see `needle.graph`.
         quiet: runs a function with NumPy's floating-point warnings off. NumPy keeps that setting in
             a context variable, so running in a context of our own costs 40 ns, where
             ``np.errstate`` costs 1,100 ns, and leaves the user's setting alone.
     """
 
-    __slots__ = ("anomaly", "grad", "inference", "quiet", "saved_value_hook")
+    __slots__ = ("anomaly", "grad", "inference", "quiet", "saved_value_hook", "trace")
 
     def __init__(self) -> None:
         self.grad = True
         self.inference = False
         self.anomaly = False
         self.saved_value_hook: SavedValueHook | None = None
+        self.trace: Any = None
         context = contextvars.copy_context()
         context.run(functools.partial(np.seterr, all="ignore"))
         self.quiet = context.run

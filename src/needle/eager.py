@@ -34,6 +34,8 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         NeedleError: the inputs do not fit the op; what `infer` of the record says.
     """
     state = modes.state
+    if state.trace is not None:
+        return state.trace.apply(op, inputs, attrs)
     arrays = [t._data for t in inputs]
     try:
         if op.is_ufunc:

@@ -113,6 +113,11 @@ class Node:
         (value,) = self.results
         return value
 
+    def take_place(self, other: Node) -> None:
+        """Take over where in the user's program ``other`` comes from, which this node replaces."""
+        self.location, self.scope = other.location, other.scope
+        self.is_backward = other.is_backward
+
     def __repr__(self) -> str:
         return f"<Node {self.op.name}({', '.join(map(repr, self.inputs))})>"
 

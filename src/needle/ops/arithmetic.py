@@ -20,6 +20,7 @@ from needle.ops.samples import (
     distinct,
     integers,
     normal,
+    unary_samples,
     uniform,
 )
 
@@ -324,7 +325,18 @@ def trunc(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.rint, takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer="round")
+def _round(x: Array) -> Array:
+    return np.rint(x) if x.dtype.kind not in "iu" else x.copy()  # NumPy would return floats
+
+
+def _round_samples() -> Iterable[Sample]:
+    yield from unary_samples()()
+    yield Sample((integers(-9, 10, 5),), label="integers")
+
+
+@elementwise(
+    _round, takes=NUMBERS, vjp={"x": lambda g: g * 0}, samples=_round_samples, peer="round"
+)
 def round(x: TensorLike) -> Tensor:
     """Nearest integer, halves to the even one, in the dtype of ``x``. Its derivative is zero.
 

@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from needle.dtypes import DType
 from needle.errors import DTypeError, OutOfRangeError, ShapeError
+from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_float_tensor, as_tensor, widen
-from needle.ops.labels import as_rows, check_labels, class_axis, safe_labels
+from needle.ops.labels import (
+    as_rows,
+    check_labels,
+    class_axis,
+    is_class,
+    safe_labels,
+    tensor_labels,
+)
 from needle.ops.loss import check_reduction
-from needle.ops.movement import broadcast_to, expand_dims
+from needle.ops.movement import broadcast_to, expand_dims, reshape
 from needle.ops.record import Kind, op
 from needle.ops.reduce import sum
 from needle.ops.samples import Array, Sample, bad, integers, normal
-from needle.ops.softmax import softmax
+from needle.ops.softmax import exponentials, softmax
+from needle.ops.transcendental import log
 from needle.shapes import Shape, Spec
 
 if TYPE_CHECKING:
@@ -59,6 +69,34 @@ def _label_cross_entropy(
     if reduction == "sum":
         return total
     return np.divide(total, _count(labels, ignored), dtype=logits.dtype)
+
+
+def _by_parts(
+    logits: Tensor, target: Tensor, *, axis: int, ignore_index: int, reduction: str
+) -> Tensor:
+    classes = logits.shape[axis]
+    x = widen(logits)
+    labels, ignored = tensor_labels(target, classes, ignore_index)
+    if logits.size:
+        z, _, total = exponentials(x, axis)
+        # A sum of one element and zeros, rather than a gather: it fuses with the other sum.
+        chosen = sum(where(is_class(labels, axis, classes), z, 0), axis, keepdims=True)
+        losses = reshape(log(total) - chosen, target.shape)
+        losses = where(ignored, 0, losses)
+    else:
+        losses = broadcast_to(as_tensor(0, x.dtype), target.shape)
+    if reduction != "none":
+        losses = sum(losses)
+    if reduction == "mean":
+        losses = losses / _tensor_count(ignored, x.dtype)
+    result: Tensor = losses.astype(logits.dtype, copy=False)
+    return result
+
+
+def _tensor_count(ignored: Tensor, dtype: DType) -> Tensor:
+    """Return how many labels count. Kept as an integer until it is complete, to be exact."""
+    count: Tensor = sum(where(ignored, 0, 1)).astype(dtype)
+    return count
 
 
 def _label_samples() -> Iterable[Sample]:
@@ -101,6 +139,7 @@ def _label_cross_entropy_vjp(
     kind=Kind.REDUCTION,
     infer=_infer,
     reference=widened(_label_cross_entropy),
+    decompose=_by_parts,
     vjp={"logits": _label_cross_entropy_vjp},
     samples=_label_samples,
     flops=lambda logits, target, out, **attrs: 4 * logits.size,
@@ -167,6 +206,31 @@ def _label_cross_entropy_slope(
     if ignored is not None:
         p[ignored] = 0
     return np.moveaxis(p.reshape((*target.shape, -1)), -1, axis) if p.shape != logits.shape else p
+
+
+def _slope_by_parts(
+    cotangent: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    axis: int,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    if not logits.size:
+        return logits
+    x = widen(logits)
+    labels, ignored = tensor_labels(target, logits.shape[axis], ignore_index)
+    _, e, total = exponentials(x, axis)
+    p = e / total
+    p = where(is_class(labels, axis, logits.shape[axis]), p - 1, p)
+    scale = cotangent.astype(x.dtype, copy=False)
+    if reduction == "none":
+        scale = expand_dims(scale, axis)
+    if reduction == "mean":
+        scale = scale / _tensor_count(ignored, x.dtype)
+    result: Tensor = where(expand_dims(ignored, axis), 0, p * scale)
+    return result.astype(logits.dtype, copy=False)
 
 
 def _infer_slope(
@@ -247,6 +311,7 @@ def _torch_slope(torch: Any, cotangent: Any, logits: Any, *rest: Any) -> Any:
     kind=Kind.NORMALIZATION,
     infer=_infer_slope,
     reference=widened(_label_cross_entropy_slope),
+    decompose=_slope_by_parts,
     vjp={"cotangent": _slope_vjp_cotangent, "logits": _slope_vjp_logits},
     samples=_slope_samples,
     flops=lambda cotangent, logits, target, out, **attrs: 5 * logits.size,

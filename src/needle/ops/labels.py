@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.dtypes import is_integer
+from needle.dtypes import int32, int64, is_float, is_integer
 from needle.errors import DTypeError, OutOfRangeError, ShapeError
+from needle.ops.checks import expect_range
+from needle.ops.comparison import equal, where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
+from needle.ops.gather import take_along_axis
+from needle.ops.movement import broadcast_to, expand_dims, reshape
 from needle.ops.record import Kind, op
+from needle.ops.reduce import sum
 from needle.ops.samples import Array, Sample, bad, integers, normal
 from needle.shapes import Shape, Spec, as_shape
 
@@ -71,6 +76,34 @@ def safe_labels(target: Array, classes: int, ignore_index: int) -> tuple[Array, 
     return np.where(ignored, 0, labels), ignored
 
 
+def tensor_labels(
+    target: Tensor, classes: int, ignore_index: int, name: str = "cross_entropy"
+) -> tuple[Tensor, Tensor]:
+    """Return what `safe_labels` does, written with ops: labels, and where they are ignored.
+
+    The labels are int32, of the shape of ``target``, 0 where they are ignored.
+    """
+    given = target.astype(int64, copy=False)
+    ignored = equal(given, ignore_index)
+    valid = f"labels go from 0 to {classes - 1} ({ignore_index} is ignored)"
+    labels = expect_range(
+        where(ignored, 0, given),
+        0,
+        max(classes, 1),
+        f"{name}: label {{value}}{{where}} is no class: with {classes} classes, {valid}",
+    )
+    return labels.astype(int32), ignored
+
+
+def is_class(labels: Tensor, axis: int, classes: int) -> Tensor:
+    """Return a one-hot mask: bools with an axis of ``classes`` inserted, true at the labels."""
+    shape = [1] * (labels.ndim + 1)
+    shape[axis] = classes
+    return equal(
+        expand_dims(labels, axis), as_tensor(np.arange(classes, dtype=int32).reshape(shape))
+    )
+
+
 def as_rows(logits: Array, axis: int) -> Array:
     """Return the logits as a matrix, the classes along its rows."""
     if axis == 1 and logits.ndim == 2:
@@ -92,6 +125,21 @@ def _selected(scores: Array, target: Array, *, axis: int, ignore_index: int) -> 
     if ignored is not None:
         chosen[ignored] = 0
     return chosen.reshape(target.shape)
+
+
+def _select(scores: Tensor, target: Tensor, *, axis: int, ignore_index: int) -> Tensor:
+    classes = scores.shape[axis]
+    labels, ignored = tensor_labels(target, classes, ignore_index)
+    if not classes:
+        return broadcast_to(as_tensor(0, scores.dtype), target.shape)
+    if is_float(scores.dtype):
+        # Fuses with what computes the scores, which a gather does not.
+        chosen = sum(where(is_class(labels, axis, classes), scores, 0), axis)
+    else:
+        chosen = reshape(
+            take_along_axis(scores, expand_dims(labels, axis), axis=axis), target.shape
+        )
+    return where(ignored, 0, chosen)
 
 
 def _selected_samples() -> Iterable[Sample]:
@@ -120,6 +168,7 @@ def _selected_vjp(
     kind=Kind.INDEXING,
     infer=_infer_selected,
     reference=_selected,
+    decompose=_select,
     vjp={"scores": _selected_vjp},
     samples=_selected_samples,
     is_method=False,
@@ -171,10 +220,17 @@ def _placed(x: Array, target: Array, *, shape: Shape, axis: int, ignore_index: i
     return np.moveaxis(rows.reshape((*target.shape, shape[axis])), -1, axis)
 
 
+def _place(x: Tensor, target: Tensor, *, shape: Shape, axis: int, ignore_index: int) -> Tensor:
+    labels, ignored = tensor_labels(target, shape[axis], ignore_index)
+    values = expand_dims(where(ignored, 0, x), axis)
+    return where(is_class(labels, axis, shape[axis]), values, 0)
+
+
 @op(
     kind=Kind.INDEXING,
     infer=_infer_placed,
     reference=_placed,
+    decompose=_place,
     vjp={
         "x": lambda g, target, axis, ignore_index: apply(
             select_labels, g, target, axis=axis, ignore_index=ignore_index

@@ -15,6 +15,7 @@ import numpy as np
 
 from needle.dtypes import accumulation_dtype
 from needle.errors import ArgumentError, AxisError, DTypeError, ShapeError
+from needle.ops.arithmetic import square
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_float_tensor, as_tensor, require_float, widen
 from needle.ops.movement import reshape
@@ -43,6 +44,16 @@ def _standardize(x: Array, *, axes: Shape, eps: float) -> tuple[Array, Array, Ar
     # In two passes: the mean of squares less the square of the mean cancels for large means.
     variance = np.add.reduce(np.square(y), axis=axes, keepdims=True) / wide.dtype.type(count)
     y *= 1 / np.sqrt(variance + wide.dtype.type(eps))
+    return y.astype(x.dtype, copy=False), average, variance
+
+
+def _standardize_by_parts(x: Tensor, *, axes: Shape, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    wide = widen(x)
+    count = math.prod(x.shape[a] for a in axes)
+    average = sum(wide, axes, keepdims=True) / count
+    centred = wide - average
+    variance = sum(square(centred), axes, keepdims=True) / count
+    y = centred * rsqrt(variance + eps)
     return y.astype(x.dtype, copy=False), average, variance
 
 
@@ -88,6 +99,7 @@ def _torch_standardize(torch: Any, x: Any, axis: Any = -1, eps: float = 1e-5) ->
     kind=Kind.NORMALIZATION,
     infer=_infer_standardize,
     reference=_standardize,
+    decompose=_standardize_by_parts,
     vjp={"x": _standardize_vjp},
     samples=_standardize_samples,
     refuses=True,

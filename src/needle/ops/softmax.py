@@ -15,9 +15,9 @@ from needle.errors import AxisError
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_float_tensor, widen
 from needle.ops.record import Kind, op
-from needle.ops.reduce import sum
+from needle.ops.reduce import max, sum
 from needle.ops.samples import Array, Sample, bad, integers, normal
-from needle.ops.transcendental import exp
+from needle.ops.transcendental import exp, log
 from needle.shapes import Spec, normalize_axis
 
 if TYPE_CHECKING:
@@ -61,6 +61,21 @@ def _softmax(x: Array, *, axis: int) -> Array:
     return np.divide(e, np.add.reduce(e, axis=axis, keepdims=True), out=e)
 
 
+def exponentials(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``z = x − max x``, ``eᶻ`` and ``Σ eᶻ``, the sum with extent 1 at the axis."""
+    z = x - max(x, axis, keepdims=True)
+    e = exp(z)
+    return z, e, sum(e, axis, keepdims=True)
+
+
+def _softmax_by_parts(x: Tensor, *, axis: int) -> Tensor:
+    if not x.size:
+        return x
+    _, e, total = exponentials(widen(x), axis)
+    result: Tensor = (e / total).astype(x.dtype, copy=False)
+    return result
+
+
 def _softmax_vjp(g: Tensor, out: Tensor, axis: int) -> Tensor:
     p = widen(out)
     weighted = widen(g) * p
@@ -72,6 +87,7 @@ def _softmax_vjp(g: Tensor, out: Tensor, axis: int) -> Tensor:
     kind=Kind.NORMALIZATION,
     infer=_infer,
     reference=widened(_softmax),
+    decompose=_softmax_by_parts,
     vjp={"x": _softmax_vjp},
     samples=_samples,
     refuses=True,
@@ -109,6 +125,14 @@ def _log_softmax(x: Array, *, axis: int) -> Array:
     return np.subtract(z, np.log(total), out=z)
 
 
+def _log_softmax_by_parts(x: Tensor, *, axis: int) -> Tensor:
+    if not x.size:
+        return x
+    z, _, total = exponentials(widen(x), axis)
+    result: Tensor = (z - log(total)).astype(x.dtype, copy=False)
+    return result
+
+
 def _log_softmax_vjp(g: Tensor, out: Tensor, axis: int) -> Tensor:
     cotangent = widen(g)
     result: Tensor = cotangent - exp(widen(out)) * sum(cotangent, axis, keepdims=True)
@@ -119,6 +143,7 @@ def _log_softmax_vjp(g: Tensor, out: Tensor, axis: int) -> Tensor:
     kind=Kind.NORMALIZATION,
     infer=_infer,
     reference=widened(_log_softmax),
+    decompose=_log_softmax_by_parts,
     vjp={"x": _log_softmax_vjp},
     samples=_samples,
     refuses=True,

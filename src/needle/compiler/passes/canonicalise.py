@@ -1,0 +1,81 @@
+"""Canonical forms: of two ways to say the same, one, so that later passes look for one only.
+
+- A constant of one number is a 0-d constant that is broadcast.
+- Elementwise ops broadcast by themselves: they read the values below a `broadcast_to`, and where
+  all of them are smaller than the result, it is computed small and broadcast afterwards.
+- In ops that commute, the constant stands second.
+"""
+
+from __future__ import annotations
+
+from needle.graph.ir import Graph, Node, Value, keep
+from needle.graph.rewrite import apply, constant, fitted, number_of
+from needle.ops.movement import broadcast_to, reshape
+from needle.ops.record import Kind
+from needle.shapes import Shape, broadcast_shapes
+
+
+def canonicalise(graph: Graph) -> Graph:
+    """Return the graph in canonical form."""
+    splats: dict[Value, Value] = {}
+
+    def spread(value: Value) -> Value:
+        """Return a constant of one number as a broadcast 0-d constant."""
+        if value.constant is None or not value.ndim or not value.size:
+            return value
+        if value not in splats:
+            splats[value] = _as_splat(value)
+        return splats[value]
+
+    def transform(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        inputs = tuple(map(spread, inputs))
+        if node.op.commutes and is_constant(inputs[0]) and not is_constant(inputs[1]):
+            inputs = inputs[::-1]
+        if node.op.kind is Kind.ELEMENTWISE and len(node.results) == 1:
+            return (_unbroadcast(node, inputs),)
+        return keep(node, inputs).results
+
+    return graph.rebuild(transform)
+
+
+def is_constant(value: Value) -> bool:
+    """Whether ``value`` is a constant, or one number everywhere."""
+    return value.constant is not None or number_of(value) is not None
+
+
+def _as_splat(value: Value) -> Value:
+    """Return a constant of one number (to the bit) as a broadcast 0-d constant."""
+    assert value.constant is not None
+    flat = value.constant.reshape(-1)
+    first = flat[:1]
+    if flat.tobytes() != first.tobytes() * flat.size:
+        return value
+    return constant(first.item(), value.dtype, value.shape)
+
+
+def _source(value: Value) -> Value:
+    """Return what ``value`` shows before broadcasting: below `broadcast_to`, and below a `reshape`
+    that only puts axes of extent 1 in front."""
+    while value.node is not None:
+        op, below = value.node.op, value.node.inputs[:1]
+        is_stretched = op is broadcast_to.op
+        if not is_stretched and not (op is reshape.op and _is_lead(value.shape, below[0].shape)):
+            break
+        value = below[0]
+    return value
+
+
+def _is_lead(shape: Shape, source: Shape) -> bool:
+    lead = len(shape) - len(source)
+    return lead >= 0 and shape == (1,) * lead + source
+
+
+def _unbroadcast(node: Node, inputs: tuple[Value, ...]) -> Value:
+    """Return the node's result, computed from the values below the broadcasts of its inputs."""
+    spec = node.results[0].spec
+    sources = tuple(_source(v) for v in inputs)
+    if all(a is b for a, b in zip(sources, inputs, strict=True)):
+        return keep(node, inputs).result
+    if broadcast_shapes(*(v.shape for v in sources)) == spec.shape:
+        return keep(node, sources).result
+    return fitted(apply(node.op, sources, node.attrs, node), spec, node)

@@ -1,0 +1,121 @@
+"""Rewrite rules of the ops that only move elements: those in a row become one, or none."""
+
+from __future__ import annotations
+
+from needle.graph.ir import Value
+from needle.graph.rewrite import Match, attributes, rule, term, terms, variables
+from needle.ops import movement, reduce, slicing
+from needle.ops.joining import concat as concat_
+from needle.shapes import Shape, reduced_shape
+
+(x,) = variables("x")
+shape, axes, inner, outer = attributes("shape axes inner outer")
+pads, value, starts, stops, steps = attributes("pads value starts stops steps")
+
+reshape, permute, broadcast = terms(movement.reshape, movement.permute_dims, movement.broadcast_to)
+strided_slice, unslice, pad = terms(slicing.strided_slice, slicing.unslice, slicing.pad)
+concat = term(concat_)
+REDUCTIONS = (reduce.sum, reduce.max, reduce.min)
+
+
+def _keeps_shape(m: Match) -> bool:
+    same: bool = m.x.shape == m.root.shape
+    return same
+
+
+def _composed(m: Match) -> Shape:
+    return tuple(m.inner[a] for a in m.outer)
+
+
+def _only_moves_ones(m: Match) -> bool:
+    """Whether a permutation leaves the order of the axes of more than one element."""
+    long = [a for a in m.axes if m.x.shape[a] != 1]
+    return long == sorted(long)
+
+
+def _adds_leading_ones(m: Match) -> bool:
+    """Whether a reshape does what broadcasting does by itself: new axes of extent 1 in front."""
+    source: Shape = m.x.shape
+    lead = len(m.shape) - len(source)
+    return lead >= 0 and tuple(m.shape) == (1,) * lead + source
+
+
+def _takes_all(m: Match) -> bool:
+    return all(
+        a == 0 and b >= n and s == 1
+        for a, b, s, n in zip(m.starts, m.stops, m.steps, m.x.shape, strict=True)
+    )
+
+
+def _takes_what_was_padded(m: Match) -> bool:
+    return all(
+        a == before and b == before + n and s == 1
+        for a, b, s, n, (before, _) in zip(
+            m.starts, m.stops, m.steps, m.x.shape, m.pads, strict=True
+        )
+    )
+
+
+def _drops_kept_axes(m: Match) -> bool:
+    """Whether a reshape removes the axes that a reduction has kept, which nobody else reads."""
+    reduced: Value = m.root.node.inputs[0]  # type: ignore[union-attr]
+    return m.is_used_once(reduced) and m.root.shape == reduced_shape(m.x.shape, m.axes, False)
+
+
+def _has_nothing_to_combine(m: Match) -> bool:
+    return all(m.x.shape[a] == 1 for a in m.axes)
+
+
+MOVEMENT = [
+    rule(reshape(x), x, when=_keeps_shape),
+    rule(reshape(reshape(x), shape=shape), reshape(x, shape=shape)),
+    rule(permute(x, axes=axes), x, when=lambda m: list(m.axes) == sorted(m.axes)),
+    rule(permute(permute(x, axes=inner), axes=outer), permute(x, axes=_composed)),
+    rule(
+        permute(x, axes=axes),
+        reshape(x, shape=lambda m: m.root.shape),
+        when=_only_moves_ones,
+    ),
+    rule(broadcast(x), x, when=_keeps_shape),
+    rule(broadcast(broadcast(x), shape=shape), broadcast(x, shape=shape)),
+    rule(
+        broadcast(reshape(x, shape=shape), shape=outer),
+        broadcast(x, shape=outer),
+        when=_adds_leading_ones,
+    ),
+    rule(strided_slice(x, starts=starts, stops=stops, steps=steps), x, when=_takes_all),
+    rule(
+        strided_slice(pad(x, pads=pads), starts=starts, stops=stops, steps=steps),
+        x,
+        when=_takes_what_was_padded,
+    ),
+    rule(
+        strided_slice(
+            unslice(x, starts=starts, stops=stops, steps=steps),
+            starts=starts,
+            stops=stops,
+            steps=steps,
+        ),
+        x,
+        when=_keeps_shape,
+    ),
+    rule(unslice(x, starts=starts, stops=stops, steps=steps), x, when=_takes_all),
+    rule(pad(x), x, when=_keeps_shape),
+    rule(concat(x), x),
+    *(
+        rule(
+            term(op)(x, axes=axes),
+            reshape(x, shape=lambda m: m.root.shape),
+            when=_has_nothing_to_combine,
+        )
+        for op in REDUCTIONS
+    ),
+    *(
+        rule(
+            reshape(term(op)(x, axes=axes, keepdims=True)),
+            term(op)(x, axes=axes, keepdims=False),
+            when=_drops_kept_axes,
+        )
+        for op in REDUCTIONS
+    ),
+]

@@ -1,0 +1,57 @@
+"""The pipeline: what the compiler does to a graph, in order, before it schedules kernels.
+
+Each pass is a function from a graph to a graph that computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from needle.compiler.passes.canonicalise import canonicalise
+from needle.compiler.passes.dead_code import remove_dead_code
+from needle.compiler.passes.decompose import decompose
+from needle.compiler.passes.fold import fold_constants
+from needle.compiler.passes.share import share
+from needle.compiler.passes.simplify import simplify
+from needle.graph.ir import Graph
+
+
+class Pass(NamedTuple):
+    """A pass and what it is for, as `explain` tells it."""
+
+    name: str
+    run: Callable[[Graph], Graph]
+    purpose: str
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass("remove dead code", remove_dead_code, "drop what no output needs"),
+    Pass("decompose", decompose, "write compound ops with simpler ones"),
+    Pass("canonicalise", canonicalise, "of two ways to say the same, keep one"),
+    Pass("simplify", simplify, "apply the rewrite rules"),
+    Pass("fold constants", fold_constants, "compute what depends on constants alone"),
+    Pass("share", share, "compute equal expressions once"),
+    # What sharing and folding uncover.
+    Pass("canonicalise again", canonicalise, "of two ways to say the same, keep one"),
+    Pass("simplify again", simplify, "apply the rewrite rules"),
+    Pass("share again", share, "compute equal expressions once"),
+)
+
+#: Is called after each pass with the pass and the graph that it made.
+Observer = Callable[[Pass, Graph], None]
+
+
+def run(graph: Graph, observer: Observer | None = None, passes: Sequence[Pass] = PASSES) -> Graph:
+    """Return the graph that the passes make of ``graph``, one after the other.
+
+    Args:
+        graph: what was traced; it stays as it is.
+        observer: is called after each pass.
+        passes: which passes, in order.
+    """
+    for p in passes:
+        graph = p.run(graph)
+        if observer is not None:
+            observer(p, graph)
+    return graph
