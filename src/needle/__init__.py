@@ -10,6 +10,10 @@ from needle import (
     random as random,
 )
 from needle.autograd import grad as grad
+from needle.backends.cpu.threads import (
+    get_num_threads as get_num_threads,
+    set_num_threads as set_num_threads,
+)
 from needle.config import (
     detect_anomaly as detect_anomaly,
     enable_grad as enable_grad,
