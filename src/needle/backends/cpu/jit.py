@@ -10,23 +10,28 @@ passes over the IR before it bring nothing, so none are run.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import ctypes
 import functools
 import itertools
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from needle.backends.cpu.llvm import Module
+from needle.backends.cpu import linux
+from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import Target, host
 
 #: Of the code generator; see above.
 _LEVEL = 1
 
 _EXPORT = re.compile(r"^define (?!internal |private )[^@\n]*@([\w.$]+)\(", re.MULTILINE)
-_lock = threading.RLock()
+#: Held while LLVM is at work; nobody forks meanwhile.
+lock = threading.RLock()
 _serial = itertools.count()
 
 
@@ -69,35 +74,73 @@ def compile_object(module: Module, target: Target | None = None) -> bytes:
 
     Args:
         module: the IR.
-        target: what to generate for; the host if None.
+        target: what to generate for; the module's target if None.
 
     Raises:
         RuntimeError: if LLVM refuses the IR, with its message: a mistake of a generator.
     """
-    target = target or host()
-    with _lock:
-        parsed, machine = _parse(module.text(target.attributes), target)
-        code: bytes = machine.emit_object(parsed)
-    return code
+    with lock:
+        return _compile(module, target or module.target)
+
+
+def compile_objects(modules: Sequence[Module], target: Target | None = None) -> list[bytes]:
+    """Return the object code of several modules, generated side by side on the available cores.
+
+    On 2 cores two modules of 580 KB take 135 ms instead of 232 one after the other.
+
+    Args:
+        modules: the IR; the longest first is the best order.
+        target: what to generate for; each module's target if None.
+
+    Raises:
+        RuntimeError: see `compile_object`.
+    """
+    results: list[bytes | BaseException] = [b""] * len(modules)
+    pending = collections.deque(range(len(modules)))
+
+    def work() -> None:
+        while pending:
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                i = pending.popleft()
+                results[i] = _attempt(modules[i], target or modules[i].target)
+
+    with lock:
+        helpers = [
+            threading.Thread(target=work)
+            for _ in range(min(len(modules), linux.available_cores()) - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        work()
+        for helper in helpers:
+            helper.join()
+    codes = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        codes.append(result)
+    return codes
 
 
 def compile_assembly(module: Module, target: Target | None = None) -> str:
     """Return the assembly of ``module``, for people and for tests; see `compile_object`."""
-    target = target or host()
-    with _lock:
-        parsed, machine = _parse(module.text(target.attributes), target)
+    with lock:
+        parsed, machine = _parse(module, target or module.target)
         text: str = machine.emit_assembly(parsed)
     return text
 
 
 def load_object(
-    code: bytes, exports: Iterable[str], symbols: Mapping[str, int] | None = None
+    code: bytes | Sequence[bytes],
+    exports: Iterable[str],
+    symbols: Mapping[str, int] | None = None,
 ) -> Library:
     """Link object code into the process.
 
     Args:
-        code: from `compile_object`, perhaps in another process on the same kind of machine. It is
-            trusted: whoever reads it from a file checks it first.
+        code: from `compile_object`, perhaps in another process on the same kind of machine; several
+            objects may call each other. It is trusted: whoever reads it from a file checks it
+            first.
         exports: names of the functions to be called.
         symbols: addresses of external functions by name, besides those of the runtime
             (``needle_parallel``) and of the C library.
@@ -108,11 +151,15 @@ def load_object(
     import llvmlite.binding as llvm
 
     names = tuple(exports)
-    with _lock:
-        builder = llvm.JITLibraryBuilder().add_object_img(code)
+    codes = [code] if isinstance(code, bytes) else list(code)
+    imports = {**_runtime(codes, names), **(symbols or {})}
+    with lock:
+        builder = llvm.JITLibraryBuilder()
+        for one in codes:
+            builder.add_object_img(one)
         for name in names:
             builder.export_symbol(name)
-        for name, address in {**_runtime(code, names), **(symbols or {})}.items():
+        for name, address in imports.items():
             builder.import_symbol(name, address)
         tracker = builder.link(_linker(), f"needle{next(_serial)}")
     return Library(tracker, {name: tracker[name] for name in names})
@@ -122,36 +169,89 @@ def load(
     module: Module, target: Target | None = None, symbols: Mapping[str, int] | None = None
 ) -> Library:
     """Compile ``module`` and load it; see `compile_object` and `load_object`."""
-    target = target or host()
+    target = target or module.target
     exports = exports_of(module.text(target.attributes))
     return load_object(compile_object(module, target), exports, symbols)
 
 
-def compile_objects(modules: Sequence[Module], target: Target | None = None) -> list[bytes]:
-    """Return the object code of several modules; see `compile_object`."""
-    return [compile_object(module, target) for module in modules]
-
-
-def _runtime(code: bytes, exports: Sequence[str]) -> dict[str, int]:
-    """Return the addresses of the runtime's functions that ``code`` may call."""
-    if b"needle_parallel" not in code or "needle_parallel" in exports:
+def _runtime(codes: Sequence[bytes], exports: Sequence[str]) -> dict[str, int]:
+    """Return the addresses of the runtime's functions that the objects may call."""
+    name = "needle_parallel"
+    if name in exports or not any(name.encode() in code for code in codes):
         return {}
     from needle.backends.cpu import threads
 
-    return {"needle_parallel": threads.entry()}
+    return {name: threads.entry()}
 
 
-def _parse(text: str, target: Target) -> tuple[Any, Any]:
-    """Return the parsed module and the code generator of ``target``."""
+def _compile(module: Module, target: Target) -> bytes:
+    """Return the object code of ``module``; several threads may do this at a time."""
+    parsed, machine = _parse(module, target)
+    emit = _unlocked_emit()
+    code: bytes = machine.emit_object(parsed) if emit is None else emit(machine, parsed)
+    return code
+
+
+def _attempt(module: Module, target: Target) -> bytes | BaseException:
+    """Return the object code of ``module``, or the error, for another thread to raise."""
+    try:
+        return _compile(module, target)
+    except BaseException as error:
+        return error
+
+
+def _parse(module: Module, target: Target) -> tuple[Any, Any]:
+    """Return the parsed module and a code generator for ``target``."""
     import llvmlite.binding as llvm
 
     machine = _machine(target)
-    # A context of its own: types and constants of the module go when it goes.
-    parsed = llvm.parse_assembly(text, context=llvm.create_context())
+    # A context of its own: types and constants of the module go when it goes, and other threads
+    # may work on other contexts meanwhile.
+    parsed = llvm.parse_assembly(module.text(target.attributes), context=llvm.create_context())
     parsed.triple = machine.triple
     parsed.data_layout = str(machine.target_data)
     parsed.verify()
     return parsed, machine
+
+
+@functools.cache
+def _unlocked_emit() -> Callable[[Any, Any], bytes] | None:
+    """Return what generates object code outside of llvmlite's lock; None if there is no such thing.
+
+    llvmlite lets one thread at a time into LLVM. LLVM itself generates code in as many threads as
+    have a context and a code generator of their own, so this calls the same function of the same
+    library through a handle that no lock surrounds.
+    """
+    from llvmlite.binding import ffi
+
+    try:
+        library = ctypes.CDLL(ffi.lib._name)
+        emit = library.LLVMPY_TargetMachineEmitToMemory
+        start, size = library.LLVMPY_GetBufferStart, library.LLVMPY_GetBufferSize
+        dispose, dispose_text = library.LLVMPY_DisposeMemoryBuffer, library.LLVMPY_DisposeString
+    except (AttributeError, OSError):  # another version of llvmlite: one thread at a time, then
+        return None
+    pointer = ctypes.c_void_p
+    emit.argtypes, emit.restype = [pointer, pointer, ctypes.c_int, pointer], pointer
+    start.argtypes, start.restype = [pointer], pointer
+    size.argtypes, size.restype = [pointer], ctypes.c_size_t
+    dispose.argtypes, dispose.restype = [pointer], None
+    dispose_text.argtypes, dispose_text.restype = [pointer], None
+
+    def call(machine: Any, module: Any) -> bytes:
+        text = ctypes.c_char_p()
+        machine_pointer, module_pointer = (ctypes.cast(x._ptr, pointer) for x in (machine, module))
+        buffer = emit(machine_pointer, module_pointer, 1, ctypes.byref(text))
+        if not buffer:
+            message = (text.value or b"no object code, and no reason given").decode()
+            dispose_text(ctypes.cast(text, pointer))
+            raise RuntimeError(message)
+        try:
+            return ctypes.string_at(start(buffer), size(buffer))
+        finally:
+            dispose(buffer)
+
+    return call
 
 
 @functools.cache
@@ -162,9 +262,8 @@ def _initialize() -> None:
     llvm.initialize_native_asmprinter()
 
 
-@functools.cache
 def _machine(target: Target) -> Any:
-    """Return LLVM's code generator for ``target``."""
+    """Return a new code generator of LLVM's for ``target``; it takes 0.1 ms to make."""
     import llvmlite.binding as llvm
 
     _initialize()
@@ -186,11 +285,30 @@ def _linker() -> Any:
     """Return LLVM's linker into this process."""
     import llvmlite.binding as llvm
 
-    # What it would print of errors is in the exceptions.
-    return llvm.create_lljit_compiler(_machine(host()), use_jit_link=True, suppress_errors=True)
+    return llvm.create_lljit_compiler(_machine(host()), use_jit_link=True)
 
 
-if hasattr(os, "register_at_fork"):  # a child must not inherit a lock that nobody will release
+def _before_fork() -> None:
+    lock.acquire()
+    for inner in _llvmlite_lock():
+        inner.__enter__()
+
+
+def _after_fork() -> None:
+    for inner in _llvmlite_lock():
+        inner.__exit__(None, None, None)
+    lock.release()
+
+
+def _llvmlite_lock() -> list[Any]:
+    """Return llvmlite's own lock, if it has been loaded and has one."""
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    inner = getattr(getattr(ffi, "lib", None), "_lock", None)
+    return [] if inner is None else [inner]
+
+
+# A child process must not inherit a lock that nobody in it will release.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
     )

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import functools
 import os
 import threading
 import time
@@ -307,16 +306,12 @@ class Pool:
 
     def __init__(self, futex: bool = linux.IS_LINUX) -> None:
         from needle.backends.cpu import jit
-        from needle.backends.cpu.llvm import Module
-        from needle.backends.cpu.target import host
+        from needle.backends.cpu.module import Module
 
-        target = host()
         module = Module()
-        module.add_function(pool_ir(target.architecture, futex))
-        exports = jit.exports_of(module.text(target.attributes))
-        self._library = jit.load_object(
-            jit.compile_object(module, target), [*exports, "needle_pool"], linux.wait_symbols()
-        )
+        module.add_function(pool_ir(module.target.architecture, futex))
+        exports = [*jit.exports_of(module.text()), "needle_pool"]
+        self._library = jit.load_object(jit.compile_object(module), exports, linux.wait_symbols())
         #: Address of ``needle_parallel``.
         self.entry = self._library.address("needle_parallel")
         self._state = self._library.address("needle_pool")
@@ -416,18 +411,18 @@ class Pool:
 
 
 _count: int | None = None
-_pool_lock = threading.Lock()
-
-
-@functools.cache
-def _make_pool() -> Pool:
-    return Pool()
+_pool: Pool | None = None
 
 
 def pool() -> Pool:
     """Return this process' pool; made when first asked for."""
-    with _pool_lock:
-        return _make_pool()
+    global _pool
+    if _pool is None:
+        from needle.backends.cpu import jit
+
+        with jit.lock:  # which nobody holds in a process that has just been forked
+            _pool = _pool or Pool()
+    return _pool
 
 
 def entry() -> int:
@@ -476,8 +471,8 @@ def set_num_threads(threads: int) -> None:
             f"set_num_threads: needs an integer from 1 to {MAX_THREADS}, got {threads!r}"
         )
     _count = threads
-    if _make_pool.cache_info().currsize:
-        pool().resize(threads)
+    if _pool is not None:
+        _pool.resize(threads)
 
 
 def _is_count(threads: int) -> bool:
