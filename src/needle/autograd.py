@@ -138,6 +138,8 @@ def run_backward(
     previous, anomaly = state.grad, state.anomaly
     # Rules may take detours through infinity; only what comes out of them is checked.
     state.grad, state.anomaly = create_graph, False
+    trace = state.trace
+    around = None if trace is None else trace.begin_backward()
     try:
         for edge, seed in seeds:
             _deliver(edge, seed, grads, sink)
@@ -154,6 +156,8 @@ def run_backward(
             sink.capture(node, waiting)
             if needed is not None and not any(wanted):
                 continue
+            if trace is not None:
+                trace.origin = node.id
             results = node.vjp(waiting, wanted, create_graph)
             if anomaly:
                 _check_finite(node, waiting, results)
@@ -165,6 +169,8 @@ def run_backward(
             del node, waiting, edges, wanted, results
     finally:
         state.grad, state.anomaly = previous, anomaly
+        if trace is not None:
+            trace.origin = around
     return sink.results()
 
 
@@ -338,7 +344,7 @@ class _Sink:
 
     def _plus(self, key: int, total: Tensor, cotangent: Tensor) -> Tensor:
         """Add to a partial sum: in place from the second addition on, when it is our own."""
-        if key in self.sums:
+        if key in self.sums and modes.state.trace is None:
             modes.state.quiet(np.add, total._data, cotangent._data, out=total._data)
             return total
         if not self.create_graph:
@@ -351,6 +357,8 @@ class _Sink:
             leaf.grad = gradient if old is None else old + gradient
         elif old is None:
             leaf.grad = self._own(gradient)
+        elif modes.state.trace is not None:
+            modes.state.trace.write(old, old + gradient)
         elif old._data.flags.writeable and old._node is None:
             modes.state.quiet(np.add, old._data, gradient._data, out=old._data)
             if old._version is not None:
@@ -360,6 +368,8 @@ class _Sink:
 
     def _own(self, gradient: Tensor) -> Tensor:
         """Return ``gradient`` in storage that nothing else shares: users may write to a `grad`."""
+        if modes.state.trace is not None:
+            return modes.state.trace.own(gradient)
         data = gradient._data
         if (
             data.base is not None

@@ -15,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from needle.gradnode import SavedValueHook
+    from needle.graph.tracing import Trace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,7 +41,7 @@ class State:
         self.inference = False
         self.anomaly = False
         self.saved_value_hook: SavedValueHook | None = None
-        self.trace: Any = None
+        self.trace: Trace | None = None
         context = contextvars.copy_context()
         context.run(functools.partial(np.seterr, all="ignore"))
         self.quiet = context.run

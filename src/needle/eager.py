@@ -56,7 +56,7 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         raise
     if value.__class__ is not np.ndarray:
         if value.__class__ is tuple:
-            return _finish(op, inputs, attrs, arrays, tuple([wrap(np.asarray(v)) for v in value]))
+            return finish(op, inputs, attrs, arrays, tuple([wrap(np.asarray(v)) for v in value]))
         value = np.asarray(value)
     result = initialise(Tensor.__new__(Tensor), value, not state.inference)
     if op.may_alias and value.base is not None and np.may_share_memory(value, arrays[0]):
@@ -67,7 +67,7 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
     if state.grad and op.differentiable:
         for t in inputs:
             if t._requires_grad:
-                _record(op, inputs, attrs, (result,))
+                record(op, inputs, attrs, (result,))
                 break
         else:
             if watch.is_needed:
@@ -75,7 +75,7 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
     return result
 
 
-def _finish(
+def finish(
     op: Op,
     inputs: tuple[Tensor, ...],
     attrs: dict[str, Any],
@@ -87,13 +87,13 @@ def _finish(
         _check_finite(op, arrays, results)
     if modes.state.grad and op.differentiable:
         if any(t._requires_grad for t in inputs):
-            _record(op, inputs, attrs, results)
+            record(op, inputs, attrs, results)
         elif watch.is_needed:
             check_constants(inputs, op.name)
     return results
 
 
-def _record(
+def record(
     op: Op,
     inputs: tuple[Tensor, ...],
     attrs: dict[str, Any],
@@ -169,6 +169,8 @@ def user_line() -> str:
 
 
 _constants: dict[tuple[Any, DType | None], Tensor] = {}
+#: The arrays of `_constants` by their ids.
+_numbers: dict[int, Any] = {}
 
 
 def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
@@ -193,6 +195,11 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
     return wrap(to_array(value, dtype))
 
 
+def is_number(array: Any) -> bool:
+    """Whether ``array`` is that of a constant that `as_tensor` made of a Python number."""
+    return _numbers.get(id(array)) is array
+
+
 def _is_negative_zero(value: float) -> bool:
     return value == 0 and math.copysign(1.0, value) < 0
 
@@ -204,7 +211,9 @@ def _constant(value: int | float, dtype: DType | None) -> Tensor:
     if value == value and not _is_negative_zero(value) and dtype is not None:
         if len(_constants) > 1000:
             _constants.clear()
+            _numbers.clear()
         _constants[value, dtype] = constant
+        _numbers[id(constant._data)] = constant._data
         constant._data.flags.writeable = False
     return constant
 

@@ -65,6 +65,14 @@ class AnomalyError(NeedleError, ArithmeticError):
     """A NaN or an infinity appeared while anomaly detection was on."""
 
 
+class TraceError(NeedleError, RuntimeError):
+    """A traced function did what a graph cannot hold, or a traced tensor was used outside of it."""
+
+
+class GraphError(NeedleError, RuntimeError):
+    """A graph that breaks a rule of graphs: a fault of a pass, not of the traced function."""
+
+
 class DataError(NeedleError, ValueError):
     """A data file that is corrupt, truncated, or not what it says it is."""
 

@@ -256,7 +256,7 @@ class _Frame:
         args, kwargs = tree.unflatten(self.structure, [_thawed(leaf) for leaf in self.leaves])
         recorder = _Recorder()
         generator = default_generator()
-        now = generator.state.numpy().copy()
+        now = generator.state.clone()
         generator.set_state(self.random_state)
         previous = modes.state.saved_value_hook
         modes.state.saved_value_hook = recorder
@@ -324,7 +324,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     leaves, structure = tree.flatten((args, kwargs))
     frame = _Frame(function, leaves, structure)
-    frame.random_state = default_generator().state.numpy().copy()
+    frame.random_state = default_generator().state.clone()
     previous = modes.state.saved_value_hook
     modes.state.saved_value_hook = frame
     try:

@@ -38,7 +38,10 @@ def update(target: Tensor, function: OpFunction[..., Any], *others: Any) -> Tens
     recording = modes.state.grad and (
         target._requires_grad or any(isinstance(o, Tensor) and o._requires_grad for o in others)
     )
-    is_direct = not recording and record.is_ufunc and target._data.dtype in dtypes.FLOAT_SET
+    is_eager = modes.state.trace is None
+    is_direct = (
+        is_eager and not recording and record.is_ufunc and target._data.dtype in dtypes.FLOAT_SET
+    )
     if is_direct and _update_directly(target, record.reference, others):
         return target
     return assign(target, function(target, *others), record.name)
@@ -85,8 +88,12 @@ def assign(target: Tensor, value: Tensor, name: str) -> Tensor:
         check_history(target, f"in-place {name}")
     if target.device is META:
         return target
-    _writable(target)
-    np.copyto(target._data, value._data)
+    trace = modes.state.trace
+    if trace is not None:
+        trace.write(target, value)
+    else:
+        _writable(target)
+        np.copyto(target._data, value._data)
     _bump(target)
     if modes.state.grad:
         target._node = value._node
@@ -129,8 +136,9 @@ def assign_item(target: Tensor, key: Any, value: Any) -> None:
     else:
         v = as_tensor(value)
         check_cast(v._data.dtype, dtype, "assignment")
-    if modes.state.grad and (target._requires_grad or v._requires_grad):
-        if _is_own_update(target, key, v):
+    recording = modes.state.grad and (target._requires_grad or v._requires_grad)
+    if recording or modes.state.trace is not None:
+        if recording and _is_own_update(target, key, v):
             target._history = v._history
         assign(target, setitem(target, key, v), "assignment")
         return
@@ -171,6 +179,9 @@ def _is_own_update(target: Tensor, key: Any, value: Tensor) -> bool:
     chosen = select(target.shape, key)
     if chosen.indices:
         return False
+    trace = modes.state.trace
+    if trace is not None:
+        return trace.is_same_place(value, target.detach()[key])
     place = _place(target, chosen)
     same = value._data.__array_interface__["data"] == place.__array_interface__["data"]
     return same and (value._data.shape, value._data.strides) == (place.shape, place.strides)

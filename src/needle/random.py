@@ -84,7 +84,8 @@ class Generator:
         number = as_index(seed, "seed")
         if not 0 <= number < 2**64:
             raise ArgumentError(f"seed must be in 0 … 2**64 - 1, got {number}")
-        self._store(np.array([number % _WORD, number // _WORD, 0, 0, 0, 0], dtype=np.uint32))
+        words = np.array([number % _WORD, number // _WORD, 0, 0, 0, 0], dtype=np.uint32)
+        self._store(wrap(words))
         return self
 
     def seed(self) -> int:
@@ -119,11 +120,11 @@ class Generator:
                 f"the state of a generator has shape [{STATE_WORDS}] (key, counter, stream), "
                 f"got {list(new.shape)}"
             )
-        self._store(new.numpy())
+        self._store(new)
 
-    def _store(self, words: Any) -> None:
+    def _store(self, words: Tensor) -> None:
         with self._lock, no_grad():
-            inplace.assign(self.state, wrap(words), "set_state")
+            inplace.assign(self.state, words, "set_state")
 
     def random_bits(self, shape: ShapeLike) -> Tensor:
         """Return uniform uint32 words and advance the state by ``⌈size / 4⌉`` blocks.

@@ -64,13 +64,13 @@ class Tensor(TensorMethods):
     __slots__ = (
         "__weakref__",
         "_data",
+        "_grad",
         "_history",
         "_hooks",
         "_index",
         "_node",
         "_requires_grad",
         "_version",
-        "grad",
     )
 
     # ndarray + tensor: let the tensor's operator answer.
@@ -87,7 +87,7 @@ class Tensor(TensorMethods):
     _history: int
     _hooks: list[Hook] | None
     _requires_grad: bool
-    grad: Tensor | None
+    _grad: Tensor | None
 
     def __init__(
         self,
@@ -158,6 +158,20 @@ class Tensor(TensorMethods):
         return self.permute_dims((*range(self.ndim - 2), self.ndim - 1, self.ndim - 2))
 
     # Gradients
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What backward passes have added up for this leaf; None before the first."""
+        trace = modes.state.trace
+        return self._grad if trace is None else trace.read_grad(self)
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        trace = modes.state.trace
+        if trace is None:
+            self._grad = value
+        else:
+            trace.write_grad(self, value)
 
     @property
     def requires_grad(self) -> bool:
@@ -288,13 +302,24 @@ class Tensor(TensorMethods):
         It is read-only when the tensor requires gradients: writes that the version checks cannot
         see would give wrong gradients. ``x.detach().numpy()`` is writable.
         """
-        if self._data.__class__ is Spec:
-            raise DeviceError("a meta tensor has shape and dtype but no values")
-        array: Array = self._data
+        array: Array = self._values("numpy()")
         if self._requires_grad:
             array = array.view()
             array.flags.writeable = False
         return array
+
+    def _values(self, use: str) -> Array:
+        """Return the array, for a ``use`` of its values in Python."""
+        array: Any = self._data
+        if array.__class__ is Spec:
+            raise DeviceError("a meta tensor has shape and dtype but no values")
+        if array.__class__ is not np.ndarray:
+            array.refuse(use)
+        trace = modes.state.trace
+        if trace is not None:
+            trace.note_read(self, use)
+        values: Array = array
+        return values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         array = self.numpy()
@@ -335,11 +360,11 @@ class Tensor(TensorMethods):
                 f"item: needs exactly one element, got shape {list(self.shape)}; "
                 "index an element or use tolist()"
             )
-        return self.numpy().item()
+        return self._values("item()").item()
 
     def tolist(self) -> Any:
         """Return the values as nested lists of Python numbers."""
-        return self.numpy().tolist()
+        return self._values("tolist()").tolist()
 
     def __bool__(self) -> bool:
         return bool(self._scalar("bool"))
@@ -361,7 +386,7 @@ class Tensor(TensorMethods):
             raise ShapeError(
                 f"{kind}(): needs exactly one element, got shape {list(self.shape)}{way_out}"
             )
-        return self.numpy().item()
+        return self._values(f"{kind}()").item()
 
     def __len__(self) -> int:
         if not self.shape:
@@ -401,8 +426,9 @@ class Tensor(TensorMethods):
         )
 
     def __repr__(self) -> str:
-        if self._data.__class__ is Spec:
-            body = f"..., shape={list(self.shape)}, device='meta'"
+        if self._data.__class__ is not np.ndarray:
+            device = "device='meta'" if self._data.__class__ is Spec else "traced"
+            body = f"..., shape={list(self.shape)}, {device}"
         else:
             values = self._data
             if values.dtype == dtypes.bfloat16:  # NumPy prints it like integers
@@ -472,7 +498,7 @@ def initialise(tensor: Tensor, data: Any, is_tracked: bool) -> Tensor:
     tensor._version = [0] if is_tracked else None
     tensor._history = 0
     tensor._hooks = None
-    tensor.grad = None
+    tensor._grad = None
     return tensor
 
 

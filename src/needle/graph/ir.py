@@ -142,6 +142,11 @@ class Graph:
     donations: dict[int, int] = field(default_factory=dict)
     name: str = "graph"
 
+    def __str__(self) -> str:
+        from needle.graph.text import graph_text
+
+        return graph_text(self)
+
     def constants(self) -> list[Value]:
         """Return the constants that nodes and outputs read, each once, in order of first use."""
         found: dict[int, Value] = {}

@@ -73,8 +73,8 @@ def run(
             None for a rule that counts no steps.
         rows: parameters, gradients of the same shape and dtype, state tensors by name.
     """
-    # Looking for anomalies is the ops' work.
-    if not modes.state.anomaly and is_plain(rows, numbers, step):
+    # Looking for anomalies is the ops' work, and only ops can be traced.
+    if not modes.state.anomaly and modes.state.trace is None and is_plain(rows, numbers, step):
         modes.state.quiet(run_on_arrays, rule, options, numbers, step, rows)
     else:
         run_on_tensors(rule, options, numbers, step, rows)

@@ -1,0 +1,405 @@
+"""Trace: run a function on tensors without values, and write down the ops it applies.
+
+While a thread traces, every op comes here instead of running (`Trace.apply`): `infer` gives shape
+and dtype of the results, and a `Node` is appended. Autograd goes on as always, over traced tensors,
+so that a backward pass is recorded like everything else.
+
+Tensors from outside of the function keep their arrays, which a trace never writes to. It gives each
+of them a `Cell`, the storage that it has inside of the traced program, and reads and writes that.
+What has been written at the end is state to be updated by whoever runs the graph; see
+`needle.graph.trace`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from needle.config import modes, no_grad
+from needle.devices import META
+from needle.dtypes import DType
+from needle.eager import finish, is_number, user_line
+from needle.errors import DeviceError, TraceError
+from needle.graph.cell import Cell, describe
+from needle.graph.ir import Node, Value
+from needle.ops.copying import astype
+from needle.ops.record import Op
+from needle.ops.samples import Array
+from needle.shapes import Spec
+from needle.tensor import Tensor, initialise, wrap
+
+
+class Capture:
+    """A tensor from outside of the traced function that it read or wrote.
+
+    Attributes:
+        array: its array, or its cell in the trace around this one.
+        value: the graph's input for it.
+        cell: its storage in the trace.
+        holders: the tensors that were seen to have the array.
+        is_number: whether it is a Python number in disguise, which never changes.
+        location: the line that first read it.
+    """
+
+    def __init__(self, array: Any, cell: Cell, location: str) -> None:
+        self.array = array
+        self.value = cell.value
+        self.cell = cell
+        self.holders: list[weakref.ref[Tensor]] = []
+        self.is_number = False
+        self.location = location
+
+    def note(self, tensor: Tensor) -> None:
+        """Remember that ``tensor`` has the array."""
+        if not any(ref() is tensor for ref in self.holders):
+            self.holders.append(weakref.ref(tensor))
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that still have the array."""
+        found = [ref() for ref in self.holders]
+        return [t for t in found if t is not None and t._data is self.array]
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the traced function overwrote it."""
+        return self.cell.read() is not self.value
+
+
+class GradSlot:
+    """The `grad` of a tensor from outside, as the traced function sees it.
+
+    Attributes:
+        owner: the tensor.
+        before: what it was when the trace began.
+        now: what it is now.
+        is_read: whether the function asked for what it was before.
+    """
+
+    def __init__(self, owner: Tensor) -> None:
+        self.owner = owner
+        self.before = self.now = owner._grad
+        self.is_read = False
+        self.is_set = False
+
+
+class Trace:
+    """The record of one run of a function on traced tensors.
+
+    Args:
+        name: of the function, for errors.
+        around: the trace that this one runs inside of.
+
+    Attributes:
+        nodes: what was applied, in order.
+        captures: tensors from outside, by the id of their array.
+        origin: the id of the GradNode whose rules run now; −1 elsewhere in a backward pass, None
+            outside of one.
+        scope: the path of the module that is being called.
+    """
+
+    def __init__(self, name: str, around: Trace | None = None) -> None:
+        self.name = name
+        self.around = around
+        self.nodes: list[Node] = []
+        self.captures: dict[int, Capture] = {}
+        self.origin: int | None = None
+        self.scope = ""
+        self.is_closed = False
+        #: Location and scope to give to all nodes, instead of looking for them.
+        self.place: tuple[str, str, bool] | None = None
+        self.grads: dict[int, GradSlot] = {}
+        #: Tensors that stand for the arguments, by id.
+        self.arguments: dict[int, Tensor] = {}
+        self.reads: list[tuple[Array, weakref.ref[Tensor], str, str]] = []
+        self._origins: dict[int, tuple[str, str]] = {}
+        #: Tensors from outside that were written to, with what they were before.
+        self._touched: dict[int, tuple[Tensor, dict[str, Any], list[int] | None]] = {}
+
+    # Ops
+
+    def apply(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
+        """Record ``op``; the result is a traced tensor, or a tuple of them."""
+        cells = [self.cell_of(t) for t in inputs]
+        node, is_tuple = self.append(op, [c.read() for c in cells], attrs)
+        made = [Cell(self, value) for value in node.results]
+        if op.may_alias:
+            made[0].make_view(cells[0], op, attrs)
+        results = tuple([wrap(cell) for cell in made])
+        if op.may_alias:
+            results[0]._version = inputs[0]._version
+            results[0]._history = inputs[0]._history
+        finish(op, inputs, attrs, cells, results)
+        for result in results:
+            if result._node is not None:
+                self._origins[result._node.id] = node.location, node.scope
+                break
+        return results if is_tuple else results[0]
+
+    def append(
+        self, op: Op, inputs: Sequence[Value], attrs: Mapping[str, Any]
+    ) -> tuple[Node, bool]:
+        """Append a node; return it, and whether the op's results are a tuple."""
+        try:
+            specs = op.infer(*[v.spec for v in inputs], **attrs)
+        except DeviceError as error:
+            raise TraceError(
+                f"{op.name} at {user_line()}: {error.message}".replace(
+                    "which a meta tensor has not", "which a traced tensor has not"
+                )
+            ) from None
+        location, scope, is_backward = self.place or self._place()
+        several = not isinstance(specs, Spec)
+        node = Node(op, inputs, attrs, specs if several else (specs,), location, scope, is_backward)
+        self.nodes.append(node)
+        return node, several
+
+    def emit(self, op: Op, inputs: Sequence[Value], attrs: Mapping[str, Any]) -> Value:
+        """Append a node of one result, and return that."""
+        return self.append(op, inputs, attrs)[0].result
+
+    def _place(self) -> tuple[str, str, bool]:
+        if self.origin is None:
+            return user_line(), self.scope, False
+        location, scope = self._origins.get(self.origin, ("", ""))
+        return location or user_line(), scope, True
+
+    def rewrite(
+        self, function: Callable[..., Tensor], values: Sequence[Value], attrs: Mapping[str, Any]
+    ) -> Value:
+        """Return the value of ``function``, written with ops, of tensors that hold ``values``."""
+        with no_grad():
+            result = function(*[wrap(Cell(self, v)) for v in values], **attrs)
+        return self.cell_of(result).read()
+
+    def converted(self, cell: Cell, dtype: DType) -> Cell:
+        """Return a new cell with the values of another in ``dtype``."""
+        return Cell(self, self.emit(astype.op, [cell.read()], {"dtype": dtype}))
+
+    # Tensors
+
+    def cell_of(self, tensor: Tensor) -> Cell:
+        """Return the storage that ``tensor`` has in this trace."""
+        data = tensor._data
+        if data.__class__ is Cell:
+            if data.trace is self:
+                return data
+            if not self._is_around(data.trace):
+                data.refuse("this op")
+        elif data.__class__ is not np.ndarray:
+            if tensor.device is META:
+                raise DeviceError("a tensor on the meta device has no values to compute with")
+            data.refuse("this op")
+        return self.capture(tensor).cell
+
+    def _is_around(self, other: Trace) -> bool:
+        trace = self.around
+        while trace is not None:
+            if trace is other:
+                return not other.is_closed
+            trace = trace.around
+        return False
+
+    def capture(self, tensor: Tensor) -> Capture:
+        """Return the capture of a tensor from outside; a new one for a new array."""
+        data = tensor._data
+        capture = self.captures.get(id(data))
+        if capture is None:
+            spec = Spec(data.shape, data.dtype)
+            if data.__class__ is np.ndarray and tensor._node is not None and modes.state.grad:
+                raise self.unsupported(
+                    f"a tensor of shape {list(tensor.shape)} (result of {tensor._node.name}), "
+                    "computed outside with its history; detach() it, compute it inside, or pass "
+                    "it as an argument"
+                )
+            is_contiguous = data.__class__ is np.ndarray and data.flags.c_contiguous
+            cell = Cell(self, Value(spec), is_contiguous)
+            capture = self.captures[id(data)] = Capture(data, cell, user_line())
+            if data.__class__ is np.ndarray and is_number(data):
+                capture.is_number = True
+                capture.value.constant = data
+        if not capture.is_number:
+            capture.note(tensor)
+        return capture
+
+    def argument(self, spec: Spec, requires_grad: bool, name: str = "") -> Tensor:
+        """Return a leaf that stands for an argument."""
+        cell = Cell(self, Value(spec, name=name))
+        tensor = initialise(Tensor.__new__(Tensor), cell, not modes.state.inference)
+        tensor._requires_grad = requires_grad
+        self.arguments[id(tensor)] = tensor
+        return tensor
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """Return a leaf with the values of ``tensor`` in storage of its own."""
+        return wrap(self.cell_of(tensor).copy())
+
+    def write(self, target: Tensor, value: Tensor) -> None:
+        """Overwrite ``target`` with ``value``, of the same shape and dtype."""
+        cell, new = self.cell_of(target), self.cell_of(value).read()
+        data = target._data
+        if data.__class__ is not Cell or data.trace is not self:
+            if data.__class__ is np.ndarray and not data.flags.writeable:
+                raise TraceError(
+                    f"in-place write to a read-only tensor at {user_line()} (expanded from fewer "
+                    "elements, or made from a read-only array); clone() it first"
+                )
+            self.touch(target)
+        cell.write(new, user_line())
+
+    def touch(self, tensor: Tensor) -> None:
+        """Remember what ``tensor`` is, to put it back when the trace ends."""
+        if id(tensor) in self._touched:
+            return
+        slots = ("_node", "_index", "_requires_grad", "_history")
+        version = tensor._version
+        before = {name: getattr(tensor, name) for name in slots}
+        self._touched[id(tensor)] = tensor, before, None if version is None else list(version)
+
+    def is_same_place(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two tensors are the same view of the same storage."""
+        return self.cell_of(a).path() == self.cell_of(b).path()
+
+    # Gradients
+
+    def begin_backward(self) -> int | None:
+        """Note that a backward pass begins, and return `origin` as it was."""
+        before = self.origin
+        self.origin = -1
+        return before
+
+    def _slot(self, tensor: Tensor) -> GradSlot | None:
+        """Return the slot of a tensor from outside or an argument; None for computed tensors."""
+        data = tensor._data
+        is_inside = data.__class__ is Cell and data.trace is self
+        if is_inside and id(tensor) not in self.arguments:
+            return None
+        slot = self.grads.get(id(tensor))
+        if slot is None:
+            slot = self.grads[id(tensor)] = GradSlot(tensor)
+        return slot
+
+    def read_grad(self, tensor: Tensor) -> Tensor | None:
+        """Return ``tensor.grad`` as the traced function left it."""
+        slot = self._slot(tensor)
+        if slot is None:
+            return tensor._grad
+        if not slot.is_set:
+            slot.is_read = True
+        return slot.now
+
+    def write_grad(self, tensor: Tensor, value: Tensor | None) -> None:
+        """Set ``tensor.grad`` inside of the traced function."""
+        slot = self._slot(tensor)
+        if slot is None:
+            tensor._grad = value
+        else:
+            slot.now, slot.is_set = value, True
+
+    # Values that are asked for
+
+    def note_read(self, tensor: Tensor, use: str) -> None:
+        """Remember that the values of a tensor with an array were used in Python."""
+        array = tensor._data
+        capture = self.captures.get(id(array))
+        if capture is not None and capture.is_written:
+            raise self.error_for(capture.cell.read(), use)
+        if not is_number(array):
+            self.reads.append((array, weakref.ref(tensor), use, user_line()))
+
+    def error_for(self, value: Value, use: str) -> TraceError:
+        """Return the error for a ``use`` of a value that a traced tensor does not have."""
+        what = describe(value.node) or (f"{value.name!r}" if value.name else "an input")
+        if self.is_closed:
+            return TraceError(
+                f"{use}: this tensor ({what}, {value.spec}) was left behind by the traced function "
+                f"{self.name}, and has no values outside of it; return it from the function, or "
+                "write it into a tensor that exists before, such as an nn.Buffer: "
+                "buffer.copy_(value)"
+            )
+        ways = (
+            "compute with tensors instead: ndl.where, ndl.cond, ndl.while_loop or ndl.scan for "
+            "control flow, or return the tensor and read it outside"
+        )
+        return TraceError(
+            f"{use} at {user_line()}: while {self.name} is traced, tensors have no values; this "
+            f"one is {what}, {value.spec}; {ways}"
+        )
+
+    def unsupported(self, what: str) -> TraceError:
+        """Return the error for something that a traced function cannot do."""
+        return TraceError(f"{user_line()}: {self.name} cannot be traced: it uses {what}")
+
+    # The end
+
+    def touched(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Return the tensors from outside that were written to, with what they were before."""
+        return [(tensor, before) for tensor, before, _ in self._touched.values()]
+
+    def restore(self) -> None:
+        """Put the tensors that were written to back to what they were."""
+        for tensor, slots, version in self._touched.values():
+            for name, value in slots.items():
+                setattr(tensor, name, value)
+            if version is not None and tensor._version is not None:
+                tensor._version[:] = version
+        self._touched.clear()
+
+    def close(self) -> None:
+        """End the trace: from now on its tensors are errors."""
+        self.is_closed = True
+        self.arguments.clear()
+        self.captures.clear()
+        self.grads.clear()
+        self._origins.clear()
+        self.reads.clear()
+
+    def __enter__(self) -> Trace:
+        state = modes.state
+        if state.anomaly:
+            raise TraceError(
+                "anomalies are looked for in values, which a traced function does not have; call "
+                "the function itself, without compile, inside of detect_anomaly"
+            )
+        self._before = state.trace
+        state.trace = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        modes.state.trace = self._before
+        self.restore()
+
+
+def expand(
+    function: Callable[..., Any], inputs: Sequence[Value], attrs: Mapping[str, Any], like: Node
+) -> list[Value]:
+    """Return the values of ``function``, written with public ops, of values of a graph.
+
+    For passes: the new nodes hang on ``inputs`` and are found from what is returned.
+
+    Args:
+        function: from tensors (positional) and attributes (keyword) to a tensor or a tuple.
+        inputs: values of the graph.
+        attrs: the attributes.
+        like: the node whose place the new ones take: they get its location and scope.
+
+    Example:
+        >>> from needle.graph import expand, trace
+        >>> graph = trace(ndl.exp, ndl.zeros(2)).graph
+        >>> (y,) = expand(lambda x: x * x + 1, graph.inputs, {}, graph.nodes[0])
+        >>> y.node.op.name, y.node.inputs[0].node.op.name
+        ('add', 'multiply')
+    """
+    trace = Trace(like.op.name, modes.state.trace)
+    trace.place = like.location, like.scope, like.is_backward
+    with trace, no_grad():
+        result = function(*[wrap(Cell(trace, v)) for v in inputs], **attrs)
+        tensors = result if isinstance(result, tuple) else (result,)
+        values = [trace.cell_of(t).read() for t in tensors]
+    # Arrays that the function made, such as masks, are constants of the graph.
+    for capture in trace.captures.values():
+        capture.value.constant = capture.array
+    trace.close()
+    return values
