@@ -15,7 +15,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from needle.gradnode import SavedValueHook
-    from needle.graph.tracing import Trace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +40,7 @@ class State:
         self.inference = False
         self.anomaly = False
         self.saved_value_hook: SavedValueHook | None = None
-        self.trace: Trace | None = None
+        self.trace: Any = None  # a Trace, or whatever else records ops
         context = contextvars.copy_context()
         context.run(functools.partial(np.seterr, all="ignore"))
         self.quiet = context.run
