@@ -69,6 +69,10 @@ class TraceError(NeedleError, RuntimeError):
     """A traced function did what a graph cannot hold, or a traced tensor was used outside of it."""
 
 
+class CompileError(NeedleError, RuntimeError):
+    """The compiler cannot make code of something in a graph."""
+
+
 class GraphError(NeedleError, RuntimeError):
     """A graph that breaks a rule of graphs: a fault of a pass, not of the traced function."""
 

@@ -91,11 +91,15 @@ class Loaded:
         value: the tensor: a graph's value.
         index: which element.
         extent: the integer is in ``range(extent)``, after the wrap of negative ones.
+        what: what the error calls the range.
+        signed: whether negative integers count from the end.
     """
 
     value: Any
     index: tuple[Index, ...]
     extent: int
+    what: str = ""
+    signed: bool = True
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -228,7 +232,7 @@ class Index:
                 replaced = atom.value.substitute(mapping) % atom.divisor
             else:
                 inner = tuple(i.substitute(mapping) for i in atom.index)
-                replaced = _single(Loaded(atom.value, inner, atom.extent))
+                replaced = _single(Loaded(atom.value, inner, atom.extent, atom.what, atom.signed))
             result = result + replaced * c
         return result
 
@@ -256,9 +260,11 @@ def of(var: Var) -> Index:
     return ZERO if var.extent == 1 else _single(var)
 
 
-def loaded(value: Any, index: tuple[Index, ...], extent: int) -> Index:
-    """Return an integer read from a tensor as an index."""
-    return _single(Loaded(value, index, extent))
+def loaded(
+    value: Any, index: tuple[Index, ...], extent: int, what: str = "", signed: bool = True
+) -> Index:
+    """Return an integer read from a tensor as an index; see `Loaded`."""
+    return _single(Loaded(value, index, extent, what, signed))
 
 
 def _common(index: Index, divisor: int) -> int:

@@ -1,1 +1,26 @@
-"""The CPU backend: kernels generated as LLVM IR."""
+"""The CPU backend: kernels generated as LLVM IR.
+
+From the outside in: `program` lays out a graph's kernels and buffers and calls them; `nest` and
+`product` emit kernels; `emit` emits elements; `vector_math` and `llvm` emit instructions; `jit`
+makes machine code of them, which `threads` runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from needle.backends.cpu.program import Executable
+    from needle.graph.ir import Graph
+
+
+def build(graph: Graph, threads: int = 1) -> Executable:
+    """Return ``graph`` as native code.
+
+    Args:
+        graph: verified, after all passes.
+        threads: how many threads share the work of large kernels. No bit of a result depends on it.
+    """
+    from needle.backends.cpu.program import build as build_program
+
+    return build_program(graph, threads)

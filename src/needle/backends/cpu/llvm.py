@@ -90,6 +90,10 @@ class Function:
         self._entry.append(f"  {name} = {instruction}")
         return name
 
+    def at_entry_line(self, line: str) -> None:
+        """Add an instruction without a result at the function's start."""
+        self._entry.append(f"  {line}")
+
     def segment(self) -> Segment:
         """Return a place here that `into` can fill later: how invariants get out of a loop."""
         place: Segment = []
@@ -402,6 +406,22 @@ class Function:
                 "ne", Operand(text, dtypes.uint8, lanes), self.constant(0, dtypes.uint8, lanes)
             )
         return Operand(text, dtype, lanes)
+
+    def scatter(self, x: Operand, base: str, offsets: Operand, mask: Operand | None = None) -> None:
+        """Store the lanes at a vector of int64 offsets; masked lanes are not written."""
+        lanes = x.lanes
+        element = memory_type(x.dtype)
+        align = x.dtype.itemsize
+        addresses = self.value(f"getelementptr {element}, ptr {base}, {offsets.typed}")
+        if x.dtype == dtypes.bool:
+            x = self.convert(x, dtypes.uint8)
+        mask = mask or self.constant(True, dtypes.bool, lanes)
+        name = f"llvm.masked.scatter.{_mangled(x.dtype, lanes)}.v{lanes}p0"
+        pointers = f"<{lanes} x ptr>"
+        self.module.declare(name, "void", [x.type, pointers, "i32", mask.type])
+        self.emit(
+            f"call void @{name}({x.typed}, {pointers} {addresses}, i32 {align}, {mask.typed})"
+        )
 
     def tail_mask(self, count: Index, lanes: int) -> Operand:
         """Return the mask of the first ``count`` lanes."""

@@ -1,0 +1,48 @@
+"""Anchors: kernels that are no loop nests, planned before memory is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from needle.backends.cpu.kernel import KernelFunction
+from needle.backends.cpu.product import plan_product
+from needle.backends.cpu.target import Target
+from needle.compiler.fusion import Group
+from needle.errors import CompileError
+from needle.graph.ir import Value
+from needle.ops.record import Kind
+
+
+class AnchorPlan(Protocol):
+    """How a kernel will be computed.
+
+    Attributes:
+        tasks: how many tasks share the work.
+        workspace: bytes that each of them needs to itself.
+    """
+
+    tasks: int
+    workspace: int
+
+    def emit(self, kernel: KernelFunction, workspace: str) -> None:
+        """Emit the kernel; ``workspace`` points to this task's bytes."""
+
+
+def plan_anchor(
+    group: Group, is_stored: Callable[[Value], bool], target: Target, threads: int
+) -> AnchorPlan:
+    """Return the plan of a group that has an anchor.
+
+    Raises:
+        CompileError: the compiler cannot build the op.
+    """
+    node = group.anchor
+    assert node is not None
+    if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
+        return plan_product(group, is_stored, target, threads)
+    place = f" at {node.location}" if node.location else ""
+    raise CompileError(
+        f"{node.op.name}{place}: the CPU backend has no code for this op; run the part that needs "
+        "it outside of the compiled function"
+    )

@@ -1,0 +1,180 @@
+"""A kernel's function: what all kinds of kernels share.
+
+A kernel is ``void name(ptr args, i64 task)``. ``args`` is the table of the program's buffers:
+inputs, outputs, constants, the arena, and the status that reports an index out of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from needle import dtypes
+from needle.backends.cpu.emit import Emitter
+from needle.backends.cpu.module import Module
+from needle.backends.cpu.operands import Index, Operand
+from needle.backends.cpu.vector_math import MathFunction
+from needle.compiler.index import Loaded
+from needle.graph.ir import Value
+
+
+class Location(NamedTuple):
+    """Where a value lies: a slot of the table of buffers, and bytes from there."""
+
+    slot: int
+    offset: int = 0
+
+
+@dataclass
+class Fault:
+    """What a kernel may report: an index out of range.
+
+    Attributes:
+        what: describes the range, as in "axis 0 of extent 5".
+        extent: of the range.
+        signed: whether negative indices count from the end.
+        location: the user's line.
+    """
+
+    what: str
+    extent: int
+    signed: bool
+    location: str = ""
+
+
+class KernelFunction:
+    """The function of a kernel, or of a part of one, while it is emitted.
+
+    Args:
+        f: the function.
+        args: the name of its pointer to the table of buffers.
+        locations: where values in memory lie.
+        own: the values that the kernel computes.
+        faults: the program's list of what can be reported; grows.
+    """
+
+    def __init__(
+        self,
+        f: MathFunction,
+        args: str,
+        locations: Callable[[Value], Location | None],
+        own: set[Value],
+        faults: list[Fault],
+    ) -> None:
+        self.f = f
+        self._args = args
+        self._locations = locations
+        self.own = own
+        self._faults = faults
+        self._pointers: dict[Value, str] = {}
+        self._slots: dict[int, str] = {}
+        self._status: tuple[str, str] | None = None
+        self.emitter = Emitter(self.f, self.pointer_of, self.is_loaded, self._fault)
+
+    @classmethod
+    def make(
+        cls,
+        module: Module,
+        name: str,
+        locations: Callable[[Value], Location | None],
+        own: set[Value],
+        faults: list[Fault],
+    ) -> KernelFunction:
+        """Return a new kernel's function."""
+        f = MathFunction(module, name, {"args": "ptr", "task": "i64"})
+        return cls(f, "%args", locations, own, faults)
+
+    def part(self, f: MathFunction, args: str) -> KernelFunction:
+        """Return another function that computes a part of the kernel."""
+        return KernelFunction(f, args, self._locations, self.own, self._faults)
+
+    @property
+    def written(self) -> set[Value]:
+        """The kernel's values that get memory."""
+        return {v for v in self.own if self._locations(v) is not None}
+
+    def is_written(self, value: Value) -> bool:
+        """Whether a value that the kernel computes gets memory."""
+        return value in self.own and self._locations(value) is not None
+
+    def is_loaded(self, value: Value) -> bool:
+        """Whether a value lies in memory when the kernel starts."""
+        return value not in self.own and self._locations(value) is not None
+
+    def pointer_of(self, value: Value) -> str:
+        """Return the address of a value in memory."""
+        pointer = self._pointers.get(value)
+        if pointer is None:
+            location = self._locations(value)
+            assert location is not None
+            base = self.slot(location.slot)
+            pointer = base
+            if location.offset:
+                pointer = self.f.at_entry(f"getelementptr i8, ptr {base}, i64 {location.offset}")
+            self._pointers[value] = pointer
+        return pointer
+
+    def slot(self, number: int) -> str:
+        """Return a pointer of the table."""
+        pointer = self._slots.get(number)
+        if pointer is None:
+            address = self.f.at_entry(f"getelementptr ptr, ptr {self._args}, i64 {number}")
+            pointer = self._slots[number] = self.f.at_entry(f"load ptr, ptr {address}")
+        return pointer
+
+    def task_range(self, bounds: Sequence[int]) -> tuple[Index, Index]:
+        """Return the start and the stop of this task, from the bounds of all."""
+        f = self.f
+        name = f.module.unique("bounds")
+        listed = ", ".join(f"i64 {b}" for b in bounds)
+        kind = f"[{len(bounds)} x i64]"
+        f.module.add_global(f"@{name} = private constant {kind} [{listed}]")
+        first = f.at_entry(f"getelementptr i64, ptr @{name}, i64 %task")
+        second = f.at_entry(f"getelementptr i64, ptr {first}, i64 1")
+        start = Operand(f.at_entry(f"load i64, ptr {first}"), dtypes.int64)
+        stop = Operand(f.at_entry(f"load i64, ptr {second}"), dtypes.int64)
+        return start, stop
+
+    # Faults
+
+    def _fault(self, bad: Operand, raw: Operand, atom: Loaded) -> None:
+        """Note the first index that is out of range, in memory of the task's own."""
+        f = self.f
+        if self._status is None:
+            code = f.at_entry("alloca i64")
+            value = f.at_entry("alloca i64")
+            f.at_entry_line(f"store i64 0, ptr {code}")
+            f.at_entry_line(f"store i64 0, ptr {value}")
+            self._status = (code, value)
+        node = atom.value.node
+        self._faults.append(
+            Fault(atom.what, atom.extent, atom.signed, "" if node is None else node.location)
+        )
+        number = f.constant(len(self._faults), dtypes.int64)
+        if bad.lanes:
+            raw = f.fold(f.select(bad, raw, f.like(-(2**63), raw)), f.maximum)
+            any_bad = f.fold(bad, lambda x, y: f.binary("or", x, y))
+        else:
+            any_bad = bad
+        code, value = self._status
+        old = f.load(code, 0, dtypes.int64)
+        first = f.binary("and", any_bad, f.compare("eq", old, f.like(0, old)))
+        f.store(f.select(first, number, old), code, 0)
+        f.store(f.select(first, raw, f.load(value, 0, dtypes.int64)), value, 0)
+
+    def end(self, status_slot: int) -> str:
+        """Report a fault, if there was one, and end the function."""
+        f = self.f
+        if self._status is not None:
+            code, value = self._status
+            seen = f.load(code, 0, dtypes.int64)
+            status = self.slot(status_slot)
+
+            def report() -> None:
+                # The first of all tasks to get here is heard.
+                f.value(f"cmpxchg ptr {status}, i64 0, i64 {seen.text} seq_cst seq_cst")
+                f.store(f.load(value, 0, dtypes.int64), status, 1)
+
+            f.branch(f.compare("ne", seen, f.like(0, seen)), report)
+        return f.end()

@@ -1,0 +1,426 @@
+"""Fusion: which nodes share a kernel, and which values need memory at all.
+
+First it is decided which values are *stored*: results of anchors (reductions, products …), outputs,
+and what would be costly to compute where it is used. Each stored value is a `Piece`: an expression
+over other stored values, and the loops that run over its elements. Pieces then join into `Group`s,
+one kernel each: a piece joins the group of what it reads if, in the group's loops, it reads exactly
+the element that is computed there. A value that is read in its own group only needs no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from needle.compiler import index as ix
+from needle.compiler.access import (
+    Access,
+    Place,
+    is_inline,
+    is_literal,
+    moves_elements,
+    reads,
+    variables,
+    view_of,
+)
+from needle.compiler.index import Index, Var
+from needle.graph.ir import Graph, Node, Value
+from needle.ops.fold import Fold
+from needle.ops.record import Kind
+
+#: Nodes in one expression before an intermediate value is stored.
+LONGEST = 60
+#: Pieces in one kernel.
+MOST_PIECES = 40
+#: A fold over more elements than this, with few results, is split into partial ones.
+LONG_FOLD = 1 << 15
+
+
+@dataclass(eq=False)
+class Piece:
+    """A stored value with the loops that compute it.
+
+    Attributes:
+        value: the value.
+        kept: loop variables over its elements; those of extent 1 are left out.
+        reduced: loop variables over what is combined to one element, for a reduction.
+        at: which element of the value the loops' variables mean.
+        body: for a reduction, the input and its index; None otherwise.
+        reads: stored values that it reads, and where.
+    """
+
+    value: Value
+    kept: tuple[Var, ...]
+    reduced: tuple[Var, ...]
+    at: Place
+    body: Access | None
+    reads: list[Access]
+
+    def substitute(self, mapping: dict[Var, Index]) -> Piece:
+        """Return it in other variables."""
+
+        def moved(place: Place) -> Place:
+            return tuple(i.substitute(mapping) for i in place)
+
+        return Piece(
+            self.value,
+            (),
+            (),
+            moved(self.at),
+            None if self.body is None else Access(self.body.value, moved(self.body.at)),
+            [Access(v, moved(at)) for v, at in self.reads],
+        )
+
+
+@dataclass(eq=False)
+class Group:
+    """Pieces that share a kernel.
+
+    Attributes:
+        kept: loops over elements that are independent of each other.
+        inner: loops inside of these, over what reductions combine.
+        pieces: in an order in which they can be computed, all in the group's variables.
+        anchor: the node of a kernel of its own kind (a product, a scatter …), whose result the
+            pieces after the first take in; None for plain loops.
+        number: rises in the order of creation.
+    """
+
+    kept: list[Var]
+    inner: list[Var]
+    pieces: list[Piece] = field(default_factory=list)
+    anchor: Node | None = None
+    number: int = 0
+
+    def defines(self) -> Iterator[Value]:
+        """Yield the values that it computes."""
+        for piece in self.pieces:
+            yield piece.value
+
+    def place_of(self, value: Value) -> Place | None:
+        """Return the element of ``value`` that it computes, or None if it does not."""
+        for piece in self.pieces:
+            if piece.value is value:
+                return piece.at
+        return None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its reduction is long and its results few, so that it is done in parts."""
+        rows = math.prod(v.extent for v in self.kept)
+        return (
+            self.anchor is None
+            and bool(self.inner)
+            and rows < 64
+            and math.prod(v.extent for v in self.inner) >= LONG_FOLD
+        )
+
+
+def stored_values(graph: Graph) -> set[Value]:
+    """Return the values computed by nodes that are to lie in memory, or be shared in a kernel."""
+    stored: set[Value] = {v for v in graph.outputs if v.node is not None}
+    users = graph.users()
+    is_stored = stored.__contains__
+    uses: dict[Value, int] = {}
+    for node in reversed(graph.nodes):
+        for value in node.results:
+            uses[value] = sum(
+                uses[user.results[0]] if moves_elements(user) else 1
+                for user in users.get(value, ())
+            )
+    length: dict[Value, int] = {}
+    for node in graph.nodes:
+        if not is_inline(node):
+            stored.update(node.results)
+            for operand in node.inputs:
+                if not isinstance(node.op.lower, Fold):
+                    _store_base(operand, stored)
+            continue
+        own = 0 if moves_elements(node) else 1
+        cost = own + sum(length.get(v, 0) for v in node.inputs if not is_stored(v))
+        for value in node.results:
+            length[value] = cost
+            if is_stored(value) or moves_elements(node):
+                continue
+            widest = max((u.results[0].size for u in users.get(value, ())), default=0)
+            if cost > LONGEST or (cost > 1 and (uses[value] > 1 or value.size * 2 <= widest)):
+                stored.add(value)
+    return stored
+
+
+def _store_base(value: Value, stored: set[Value]) -> None:
+    """Store what a kernel reads through pointers: the value, or what it is a view of."""
+    while value.node is not None and value not in stored:
+        node = value.node
+        if moves_elements(node) and len(node.inputs) == 1:
+            # Is it a view, if only its input is stored?
+            inner = node.inputs[0]
+            if view_of(value, lambda v, inner=inner: v is inner) is not None:  # type: ignore[misc]
+                value = inner
+                continue
+        stored.add(value)
+
+
+def piece_of(value: Value, is_stored: Callable[[Value], bool]) -> Piece:
+    """Return a stored value as a piece with variables of its own."""
+    node = value.node
+    assert node is not None
+    if isinstance(node.op.lower, Fold):
+        source = node.inputs[0]
+        loop = variables(source.shape)
+        axes = node.attrs["axes"] if "axes" in node.attrs else (node.attrs["axis"],)
+        kept = tuple(v for a, v in enumerate(loop) if a not in axes)
+        reduced = tuple(v for a, v in enumerate(loop) if a in axes)
+        keeps = node.attrs["keepdims"]
+        at = tuple(ix.of(v) if v in kept else ix.ZERO for v in loop if keeps or v in kept)
+        body = Access(source, tuple(ix.of(v) for v in loop))
+        if is_literal(source):
+            found = []
+        elif source.node is None or is_stored(source):
+            found = [body]
+        else:
+            found = reads(source, body.at, is_stored)
+        return Piece(value, _wide(kept), _wide(reduced), at, body, found)
+    loop = variables(value.shape)
+    at = tuple(ix.of(v) for v in loop)
+    found = reads(value, at, is_stored) if is_inline(node) else []
+    return Piece(value, _wide(loop), (), at, None, found)
+
+
+def _wide(loop: Iterable[Var]) -> tuple[Var, ...]:
+    return tuple(v for v in loop if v.extent != 1)
+
+
+class Fusion:
+    """Groups the stored values of one graph, in the order of its nodes."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.stored = stored_values(graph)
+        self.groups: list[Group] = []
+        self.group_of: dict[Value, Group] = {}
+        #: For each group, the groups that it needs, directly.
+        self.needs: dict[Group, set[Group]] = {}
+        self._count = 0
+
+    def run(self) -> list[Group]:
+        """Return the groups, in no particular order."""
+        for node in self.graph.nodes:
+            if is_inline(node) or isinstance(node.op.lower, Fold):
+                for value in node.results:
+                    if value in self.stored:
+                        self._place(piece_of(value, self.stored.__contains__))
+            else:
+                self._anchor(node)
+        return self.groups
+
+    def _new(self, group: Group) -> Group:
+        self._count += 1
+        group.number = self._count
+        self.groups.append(group)
+        self.needs[group] = set()
+        return group
+
+    def _anchor(self, node: Node) -> None:
+        """Give a node of a kind of its own a group."""
+        value = node.results[0]
+        piece = piece_of(value, self.stored.__contains__)
+        for operand in node.inputs:
+            view = view_of(operand, self.stored.__contains__)
+            base = operand if view is None else view.base
+            if not is_literal(base):
+                piece.reads.append(Access(base, ()))
+        group = self._new(Group(list(piece.kept), [], [piece], node))
+        for result in node.results[1:]:
+            other = piece_of(result, self.stored.__contains__)
+            group.pieces.append(other)
+        for result in node.results:
+            self.group_of[result] = group
+        self._add_needs(group, piece)
+
+    def _add_needs(self, group: Group, piece: Piece) -> None:
+        for value, _ in piece.reads:
+            other = self.group_of.get(value)
+            if other is not None and other is not group:
+                self.needs[group].add(other)
+
+    def _place(self, piece: Piece) -> None:
+        """Let a piece join a group, or make one of it."""
+        producers: dict[Group, None] = {}
+        for value, _ in piece.reads:
+            group = self.group_of.get(value)
+            if group is not None:
+                producers[group] = None
+        candidates = sorted(producers, key=lambda g: -g.number)
+        if not piece.kept and not piece.reduced:
+            # Scalars keep each other company, related or not.
+            candidates += [g for g in self.groups if not g.kept and not g.inner and not g.anchor]
+        for group in candidates:
+            if self._join(piece, group):
+                for other in candidates:
+                    if other is not group and other in self.needs:
+                        self._merge(piece, group, other)
+                return
+        group = self._new(Group(list(piece.kept), list(piece.reduced), [piece]))
+        self.group_of[piece.value] = group
+        self._add_needs(group, piece)
+
+    def _join(self, piece: Piece, group: Group) -> bool:
+        """Add ``piece`` to ``group`` if both can share loops."""
+        if len(group.pieces) >= MOST_PIECES or not self._may_merge({group}, piece):
+            return False
+        mapping = match(piece, group)
+        if mapping is None:
+            return False
+        moved = piece.substitute({a: ix.of(b) for a, b in mapping.items()})
+        if piece.reduced and not group.inner:
+            inner = [mapping[v] for v in piece.reduced]
+            group.inner = [v for v in group.kept if v in inner]
+            group.kept = [v for v in group.kept if v not in inner]
+        group.pieces.append(moved)
+        self.group_of[piece.value] = group
+        self._add_needs(group, moved)
+        return True
+
+    def _merge(self, piece: Piece, group: Group, other: Group) -> None:
+        """Take ``other``, which ``piece`` reads too, into ``group``, if it fits."""
+        if other.anchor is not None or other.is_split:
+            return
+        if len(group.pieces) + len(other.pieces) > MOST_PIECES:
+            return
+        if not self._may_merge({group, other}, None):
+            return
+        # What `piece` reads of `other` says which of its variables are which of the group's.
+        placed = group.pieces[-1]
+        mapping: dict[Var, Var] = {}
+        for value, at in placed.reads:
+            own = other.place_of(value)
+            if own is not None and not _unify(own, at, mapping):
+                return
+        loops = {*other.kept, *other.inner}
+        if set(mapping) != loops or len(set(mapping.values())) != len(mapping):
+            return
+        if {mapping[v] for v in other.kept} != set(group.kept):
+            return
+        if {mapping[v] for v in other.inner} != set(group.inner):
+            return
+        moved = [p.substitute({a: ix.of(b) for a, b in mapping.items()}) for p in other.pieces]
+        group.pieces = [*moved, *group.pieces]
+        for p in moved:
+            self.group_of[p.value] = group
+        self.groups.remove(other)
+        self.needs[group] |= self.needs.pop(other)
+        for needed in self.needs.values():
+            if other in needed:
+                needed.discard(other)
+                needed.add(group)
+        self.needs[group].discard(group)
+        self._order(group)
+
+    def _order(self, group: Group) -> None:
+        """Put the pieces of a group in an order in which they can be computed."""
+        first = group.pieces[:1] if group.anchor is not None else []
+        rest = group.pieces[len(first) :]
+        own = {p.value for p in rest}
+        ordered: list[Piece] = []
+        done: set[Value] = set()
+        while rest:
+            for p in rest:
+                if all(v not in own or v in done for v, _ in p.reads):
+                    ordered.append(p)
+                    done.add(p.value)
+                    rest.remove(p)
+                    break
+            else:
+                raise AssertionError("pieces of a group depend on each other in a circle")
+        group.pieces = [*first, *ordered]
+
+    def _may_merge(self, members: set[Group], piece: Piece | None) -> bool:
+        """Whether no way leads from one of the members, through other groups, back to one."""
+        frontier: set[Group] = set()
+        for g in members:
+            frontier |= self.needs[g]
+        if piece is not None:
+            for value, _ in piece.reads:
+                group = self.group_of.get(value)
+                if group is not None:
+                    frontier.add(group)
+        frontier -= members
+        seen: set[Group] = set()
+        while frontier:
+            g = frontier.pop()
+            if g in seen:
+                continue
+            seen.add(g)
+            needed = self.needs[g]
+            if needed & members:
+                return False
+            frontier |= needed - seen
+        return True
+
+
+def _variable(index: Index) -> Var | None:
+    """Return the variable that an index is; None for anything else."""
+    if index.constant or len(index.terms) != 1:
+        return None
+    ((atom, c),) = index.terms
+    return atom if isinstance(atom, Var) and c == 1 else None
+
+
+def _unify(own: Place, read: Place, mapping: dict[Var, Var]) -> bool:
+    """Extend ``mapping`` so that ``own`` becomes ``read``; False if that cannot be."""
+    for a, b in zip(own, read, strict=True):
+        if a == ix.ZERO and b == ix.ZERO:
+            continue
+        x, y = _variable(a), _variable(b)
+        if x is None or y is None or mapping.setdefault(x, y) is not y:
+            return False
+    return True
+
+
+def match(piece: Piece, group: Group) -> dict[Var, Var] | None:
+    """Return which of the group's variables the piece's are, or None if they cannot share loops."""
+    mapping: dict[Var, Var] = {}
+    for value, at in piece.reads:
+        own = group.place_of(value)
+        if own is not None and not _unify(at, own, mapping):
+            return None
+    if len(set(mapping.values())) != len(mapping):
+        return None
+    # Variables that no read ties down run along what the group has left.
+    taken = set(mapping.values())
+    for var in (*piece.kept, *piece.reduced):
+        if var in mapping:
+            continue
+        free = group.inner if var in piece.reduced or group.inner else group.kept
+        for candidate in free:
+            if candidate not in taken and candidate.extent == var.extent:
+                mapping[var] = candidate
+                taken.add(candidate)
+                break
+        else:
+            return None
+    kept = {mapping[v] for v in piece.kept}
+    reduced = {mapping[v] for v in piece.reduced}
+    if not _fits(piece, group, kept, reduced):
+        return None
+    return mapping
+
+
+def _fits(piece: Piece, group: Group, kept: set[Var], reduced: set[Var]) -> bool:
+    """Whether the loops of a matched piece are those of the group."""
+    own_kept, own_inner = set(group.kept), set(group.inner)
+    if group.anchor is not None:
+        fusable = group.anchor.op.kind is Kind.CONTRACTION
+        return fusable and not reduced and kept == own_kept
+    if reduced:
+        if own_inner:
+            return reduced == own_inner and kept == own_kept and not group.is_split
+        # A reduction of what the group computes: rows of it become the kept loops.
+        if kept | reduced != own_kept:
+            return False
+        long = math.prod(v.extent for v in reduced) >= LONG_FOLD
+        return not (long and math.prod(v.extent for v in kept) < 64)
+    if kept == own_kept:
+        return True
+    return bool(own_inner) and kept == own_kept | own_inner and not group.is_split
