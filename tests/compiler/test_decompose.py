@@ -7,15 +7,16 @@ from compiler_tools import graph_of, interpret, ops_of
 import needle as ndl
 from needle import dtypes
 from needle.compiler.passes.decompose import decompose
-from needle.errors import NeedleError
+from needle.errors import NeedleError, OutOfRangeError
 from needle.ops.engine import engine
-from needle.ops.record import REGISTRY, Op
+from needle.ops.record import REGISTRY, Kind, Op
 from needle.testing import assert_close, cases_under_test
 from needle.testing.compare import epsilon_of
 
 COMPOUND = [e for e in REGISTRY.values() if isinstance(e, Op) and e.decompose is not None]
 CASES = cases_under_test(COMPOUND)
-BAD_CASES = cases_under_test(COMPOUND, bad=True)
+#: Of bad values; what else is bad, `infer` refuses.
+BAD_CASES = [c for c in cases_under_test(COMPOUND, bad=True) if c.sample.error is OutOfRangeError]
 
 
 def calls_of(case, dtype):
@@ -58,21 +59,27 @@ def test_decomposition_is_the_reference(case, dtype):
         with np.errstate(all="ignore"):
             outcome = case.entry.reference(*arrays, **attrs)
         expected = outcome if isinstance(outcome, tuple) else (outcome,)
-        step = 4 * epsilon_of(dtype)
+        # Long sums in another order differ by more.
+        step = (16 if case.entry.kind is Kind.CONTRACTION else 4) * epsilon_of(dtype)
         for a, e in zip(decomposed(case.entry, arrays, attrs), expected, strict=True):
             assert_close(a, e, check_dtype=True, rtol=step, atol=step)
 
 
 @pytest.mark.parametrize("case", BAD_CASES, ids=str)
 def test_bad_values_are_refused_by_decompositions_too(case):
-    for arrays, attrs in calls_of(case, np.float32):
-        try:
-            case.entry.infer(*arrays, **attrs)
-        except NeedleError:
-            continue  # refused before any value is looked at
+    calls = calls_of(case, np.float32)
+    assert calls
+    for arrays, attrs in calls:
         with pytest.raises(case.sample.error, match=case.sample.match):
             decomposed(case.entry, arrays, attrs)
 
 
 def test_there_are_bad_values():
-    assert sum("position" in case.sample.match for case in BAD_CASES) >= 4
+    assert {c.entry.name for c in BAD_CASES} >= {
+        "label_cross_entropy",
+        "select_labels",
+        "place_labels",
+        "one_hot",
+        "last_at",
+        "untake_along_axis",
+    }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.dtypes import is_integer
+from needle.dtypes import bool as bool_, is_integer
 from needle.errors import DTypeError, OutOfRangeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
@@ -38,8 +38,9 @@ def _infer(x: Spec, *, low: int, high: int, message: str) -> Spec:
 
 def _fault(value: int, place: Shape, *, low: int, high: int, message: str) -> OutOfRangeError:
     where = f" at position {list(place)}" if place else ""
-    valid = f"valid are {low} to {high - 1}"
-    return OutOfRangeError(message.format(value=value, where=where, valid=valid))
+    long = f" (at position {list(place)} of the indices)" if place else ""
+    valid = f"valid are {low} to {high - 1}" if low < high else "it has no elements"
+    return OutOfRangeError(message.format(value=value, where=where, place=long, valid=valid))
 
 
 def _expect_range(x: Array, *, low: int, high: int, message: str) -> Array:
@@ -52,12 +53,16 @@ def _expect_range(x: Array, *, low: int, high: int, message: str) -> Array:
 
 def _lower(b: Any, x: Any, *, low: int, high: int, message: str) -> Any:
     limits = np.iinfo(x.dtype)
-    bad_low = b.less(x, b.like(low, x)) if low > limits.min else None
-    bad_high = b.less(b.like(high - 1, x), x) if high - 1 < limits.max else None
-    if bad_low is not None and bad_high is not None:
-        b.refuse(b.binary("or", bad_low, bad_high), x)
-    elif bad_low is not None or bad_high is not None:
-        b.refuse(bad_low or bad_high, x)
+    if high <= max(low, limits.min):
+        b.refuse(b.constant(True, bool_, x.lanes), x)
+        return x
+    bad = []
+    if low > limits.min:
+        bad.append(b.less(x, b.like(low, x)))
+    if high <= limits.max:
+        bad.append(b.less(b.like(high - 1, x), x))
+    if bad:
+        b.refuse(b.binary("or", *bad) if len(bad) == 2 else bad[0], x)
     return x
 
 
@@ -91,7 +96,7 @@ def expect_range(
         low: the smallest value allowed.
         high: the end of the range, the first value that is not allowed any more.
         message: of the error; ``{value}`` stands for the first bad value, ``{where}`` for its
-            position, ``{valid}`` for the range.
+            position (``{place}``, in more words), ``{valid}`` for the range.
 
     Raises:
         OutOfRangeError: a value outside of the range.

@@ -20,6 +20,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from needle.errors import ArgumentError, ShapeError
+from needle.ops.convolution_parts import (
+    conv2d_by_parts,
+    conv2d_input_grad_by_parts,
+    conv2d_weight_grad_by_parts,
+)
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, promoted
 from needle.ops.movement import reshape
@@ -221,6 +226,7 @@ def _conv_samples() -> Iterable[Sample]:
     kind=Kind.CONTRACTION,
     infer=_infer_conv,
     reference=widened(convolve),
+    decompose=conv2d_by_parts,
     vjp={"x": _conv_by_x, "weight": _conv_by_weight},
     samples=_conv_samples,
     flops=_products,
@@ -337,6 +343,7 @@ def _grad_samples(first: Shape, second: Shape, third: Pair) -> Any:
     kind=Kind.CONTRACTION,
     infer=_infer_input_grad,
     reference=widened(convolve_input_grad),
+    decompose=conv2d_input_grad_by_parts,
     vjp={"cotangent": _input_grad_by_cotangent, "weight": _input_grad_by_weight},
     samples=_grad_samples((2, 4, 3, 5), (4, 3, 2, 3), (5, 5)),
     flops=_products,
@@ -389,6 +396,7 @@ def conv2d_input_grad(
     kind=Kind.CONTRACTION,
     infer=_infer_weight_grad,
     reference=widened(convolve_weight_grad),
+    decompose=conv2d_weight_grad_by_parts,
     vjp={"cotangent": _weight_grad_by_cotangent, "x": _weight_grad_by_x},
     samples=_grad_samples((2, 4, 3, 5), (2, 3, 5, 5), (2, 3)),
     flops=_products,

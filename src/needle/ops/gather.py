@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle import dtypes
-from needle.dtypes import as_dtype
+from needle.dtypes import DType, as_dtype
 from needle.errors import (
     ArgumentError,
     AxisError,
@@ -17,11 +17,12 @@ from needle.errors import (
     OutOfRangeError,
     ShapeError,
 )
-from needle.ops.comparison import where
+from needle.ops.checks import expect_range
+from needle.ops.comparison import equal, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor
 from needle.ops.movement import broadcast_to, expand_dims
-from needle.ops.places import as_indices, check_range, take_at
+from needle.ops.places import as_indices, check_range, take_at, untake_at
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Array, Sample, bad, bools, integers, normal
 from needle.ops.slicing import pad, strided_slice
@@ -212,6 +213,20 @@ def _infer_untake_along(g: Spec, indices: Spec, *, extent: int, axis: int) -> Sp
     return Spec((*g.shape[:axis], extent, *g.shape[axis + 1 :]), g.dtype)
 
 
+def _untake_along_by_parts(g: Tensor, indices: Tensor, *, extent: int, axis: int) -> Tensor:
+    shape = (*g.shape[:axis], extent, *g.shape[axis + 1 :])
+    places = [_line(n, a, g.ndim) for a, n in enumerate(g.shape)]
+    places[axis] = indices
+    return untake_at(g, places, shape, range(g.ndim))
+
+
+def _line(extent: int, axis: int, rank: int) -> Tensor:
+    """Return 0, 1, … along one of the axes."""
+    shape = [1] * rank
+    shape[axis] = extent
+    return as_tensor(np.arange(extent).reshape(shape))
+
+
 def _untake_along_samples() -> Iterable[Sample]:
     yield Sample((normal(3, 4), integers(0, 5, 3, 4), 5), {"axis": 1})
     yield Sample((normal(3, 4), integers(-2, 2, 3, 4), 2), {"axis": 0}, label="duplicates")
@@ -224,6 +239,7 @@ def _untake_along_samples() -> Iterable[Sample]:
     kind=Kind.INDEXING,
     infer=_infer_untake_along,
     reference=widened(_untake_along_axis),
+    decompose=_untake_along_by_parts,
     vjp={"g": lambda g, indices, axis: take_along_axis(g, indices, axis=axis)},
     samples=_untake_along_samples,
     is_method=False,
@@ -362,6 +378,13 @@ def _one_hot(labels: Array, *, num_classes: int, dtype: DType) -> Array:
     return result.reshape((*labels.shape, num_classes))
 
 
+def _one_hot_by_parts(labels: Tensor, *, num_classes: int, dtype: DType) -> Tensor:
+    message = f"one_hot: index {{value}}{{place}} is out of range for {num_classes} classes"
+    checked = expect_range(labels, 0, num_classes, message + "; {valid}").astype(dtypes.int32)
+    classes = as_tensor(np.arange(num_classes, dtype=np.int32))
+    return equal(expand_dims(checked, -1), classes).astype(dtype, copy=False)
+
+
 def _one_hot_samples() -> Iterable[Sample]:
     yield Sample((np.array([0, 2, 1, 2]), 3))
     yield Sample((integers(0, 4, 2, 3), 4), {"dtype": "float32"}, label="float", has_peer=False)
@@ -377,6 +400,7 @@ def _one_hot_samples() -> Iterable[Sample]:
     kind=Kind.INDEXING,
     infer=lambda labels, *, num_classes, dtype: Spec((*labels.shape, num_classes), dtype),
     reference=_one_hot,
+    decompose=_one_hot_by_parts,
     samples=_one_hot_samples,
     is_method=False,
     peer=lambda torch, labels, num_classes: torch.nn.functional.one_hot(labels, num_classes),

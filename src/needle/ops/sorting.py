@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from needle.dtypes import int64
+from needle.dtypes import int64, is_float
 from needle.errors import ArgumentError, AxisError, ShapeError
+from needle.ops.arithmetic import minimum
+from needle.ops.comparison import isnan, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor, promoted
 from needle.ops.gather import take_along_axis
+from needle.ops.movement import broadcast_to
+from needle.ops.places import take_at
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Array, Sample, bad, distinct, integers, normal
 from needle.shapes import Spec, as_index, normalize_axis
@@ -25,7 +29,9 @@ def _argsort_samples() -> Iterable[Sample]:
     yield Sample((distinct(3, 4),), {"axis": 0, "descending": True}, label="descending")
     yield Sample((integers(0, 3, 4, 9),), label="ties")
     yield Sample((integers(0, 3, 4, 9),), {"descending": True}, label="ties descending")
-    yield Sample((np.array([2.0, np.nan, -np.inf, np.inf, -0.0, 0.0]),), label="special")
+    yield Sample(
+        (np.array([2.0, np.nan, -np.inf, np.inf, -0.0, 0.0]),), label="special", has_peer=False
+    )
     yield Sample((distinct(5, 4)[::2].T,), {"axis": 0}, label="strided")
     yield Sample((distinct(2, 0),), label="empty")
     yield bad(AxisError, "axis 2", distinct(3, 4), axis=2)
@@ -215,11 +221,33 @@ def _infer_searchsorted(x: Spec, values: Spec, *, side: str) -> Spec:
     return Spec(values.shape, int64)
 
 
+def _searchsorted_by_parts(x: Tensor, values: Tensor, *, side: str) -> Tensor:
+    """Search by halves, for all values at once: each step decides on one more bit of the place."""
+    n = x.shape[0]
+    place = broadcast_to(as_tensor(0, int64), values.shape)
+    step = 1 << (n.bit_length() - 1) if n else 0
+    while step:
+        reached = place + step
+        before = take_at(x, (minimum(reached, n) - 1,), (0,))
+        goes_on = before < values if side == "left" else before <= values
+        if is_float(x.dtype):  # NaN comes after all numbers
+            is_nan = isnan(values)
+            goes_on = goes_on | (is_nan if side == "right" else is_nan & ~isnan(before))
+        place = where(goes_on & (reached <= n), reached, place)
+        step >>= 1
+    return place
+
+
 def _searchsorted_samples() -> Iterable[Sample]:
     x = np.array([1.0, 2.0, 2.0, 3.5])
     yield Sample((x, np.array([[0.0, 2.0], [3.0, 9.0]])))
     yield Sample((x, np.array([1.0, 2.0, 3.5])), {"side": "right"}, label="right")
     yield Sample((np.array([1, 4]), 4), label="integers", has_peer=False)
+    edges = np.array([np.nan, np.inf, -np.inf, 2.0, 9.0])
+    ends = np.array([-np.inf, 1.0, 2.0, np.inf, np.nan, np.nan])
+    yield Sample((ends, edges), label="special", has_peer=False)
+    yield Sample((ends, edges), {"side": "right"}, label="special, right", has_peer=False)
+    yield Sample((normal(0), edges), label="in nothing")
     yield bad(ShapeError, "a sorted vector", normal(2, 3), normal(2))
     yield bad(ArgumentError, "side", x, x, side="middle")
 
@@ -228,6 +256,7 @@ def _searchsorted_samples() -> Iterable[Sample]:
     kind=Kind.INDEXING,
     infer=_infer_searchsorted,
     reference=widened(lambda x, values, *, side: np.searchsorted(x, values, side=side)),
+    decompose=_searchsorted_by_parts,
     samples=_searchsorted_samples,
     is_method=False,
     peer=lambda torch, x, values, side="left": torch.searchsorted(x, values, side=side),

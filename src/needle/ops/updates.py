@@ -10,7 +10,7 @@ import numpy as np
 
 from needle import dtypes
 from needle.errors import DTypeError, OutOfRangeError, ShapeError
-from needle.ops.comparison import where
+from needle.ops.comparison import equal, where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
 from needle.ops.movement import broadcast_to, reshape
@@ -25,8 +25,8 @@ from needle.ops.places import (
 )
 from needle.ops.record import Kind, op
 from needle.ops.samples import Array, Sample, bad, normal
-from needle.ops.slicing import slices, strided_slice
-from needle.shapes import Shape, Spec, as_shape
+from needle.ops.slicing import slices, strided_slice, unslice
+from needle.shapes import Shape, Spec, as_shape, broadcast_shapes
 
 if TYPE_CHECKING:
     from needle.tensor import Tensor
@@ -40,12 +40,22 @@ def _last_at(*indices: Array, shape: Shape) -> Array:
     return (last[flat] == order).reshape(np.broadcast_shapes(*(i.shape for i in indices)))
 
 
+def _last_at_by_parts(*indices: Tensor, shape: Shape) -> Tensor:
+    """Write the numbers of the indices to their places: the last ones stay."""
+    axes = range(len(shape))
+    places = broadcast_shapes(*(i.shape for i in indices))
+    order = as_tensor(np.arange(math.prod(places)).reshape(places))
+    empty = broadcast_to(as_tensor(0, dtypes.int64), shape)
+    return equal(take_at(update_at(empty, order, indices, axes), indices, axes), order)
+
+
 @op(
     kind=Kind.INDEXING,
     infer=lambda *indices, shape: Spec(
         taken_shape("last_at", shape, indices, tuple(range(len(shape)))), dtypes.bool
     ),
     reference=_last_at,
+    decompose=_last_at_by_parts,
     samples=lambda: [
         Sample(([np.array([0, 2, 0, 1, -1])], (3,))),
         Sample(([np.array([[0], [1]]), np.array([0, 1, 0])], (2, 2)), label="two axes"),
@@ -93,6 +103,14 @@ def _infer_update_slice(x: Spec, v: Spec, *, starts: Shape, stops: Shape, steps:
     return x
 
 
+def _update_slice_by_parts(
+    x: Tensor, v: Tensor, *, starts: Shape, stops: Shape, steps: Shape
+) -> Tensor:
+    inside = broadcast_to(as_tensor(True), v.shape)
+    place = (x.shape, starts, stops, steps)
+    return where(unslice(inside, *place), unslice(v, *place), x)
+
+
 def _zeros(like: Tensor, shape: Shape) -> Tensor:
     return broadcast_to(as_tensor(0.0, like.dtype), shape)
 
@@ -107,6 +125,7 @@ def _update_slice_vjp(
     kind=Kind.INDEXING,
     infer=_infer_update_slice,
     reference=_update_slice,
+    decompose=_update_slice_by_parts,
     vjp={
         "x": _update_slice_vjp,
         "v": lambda g, starts, stops, steps: strided_slice(g, starts, stops, steps),

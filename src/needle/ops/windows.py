@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +12,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from needle import dtypes
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.elementwise import TensorLike
-from needle.ops.engine import apply, as_tensor
+from needle.ops.engine import apply, as_tensor, widen
+from needle.ops.movement import permute_dims, reshape
+from needle.ops.places import take_at
 from needle.ops.record import Kind, op
+from needle.ops.reduce import argmax
 from needle.ops.samples import Array, Sample, bad, distinct, normal
+from needle.ops.slicing import pad, strided_slice, unslice
 from needle.shapes import Shape, Spec, as_pair
 
 if TYPE_CHECKING:
@@ -167,10 +173,71 @@ def _fold(x: Array, *, size: Pair, stride: Pair, dilation: Pair) -> Array:
     return result.astype(x.dtype, copy=False)
 
 
+#: Up to so many taps are added up in one go, row by row; more of them first along the rows.
+_FEW_TAPS = 25
+
+
+def _fold_by_parts(x: Tensor, *, size: Pair, stride: Pair, dilation: Pair) -> Tensor:
+    kernel = (x.shape[-2], x.shape[-1])
+    if stride == kernel and dilation == (1, 1):
+        return _tiled(x, size)
+    wide = widen(x)
+    taps = [(a, b) for a in range(kernel[0]) for b in range(kernel[1])]
+    if len(taps) <= _FEW_TAPS:
+        shares = [_share(wide, a, b, size, stride, dilation) for a, b in taps]
+    else:
+        # Images of one column, then of all: as many terms as rows and columns, not their product.
+        lines = [(*x.shape[:-4], x.shape[-4], size[1])] * kernel[0]
+        shares = []
+        for a, shape in enumerate(lines):
+            row = [_tap(wide, a, b) for b in range(kernel[1])]
+            spread = [_spread(t, shape, -1, b * dilation[1], stride[1]) for b, t in enumerate(row)]
+            total = functools.reduce(operator.add, spread)
+            shares.append(_spread(total, (*x.shape[:-4], *size), -2, a * dilation[0], stride[0]))
+    result: Tensor = functools.reduce(operator.add, shares)
+    return result.astype(x.dtype, copy=False)
+
+
+def _tap(x: Tensor, a: int, b: int) -> Tensor:
+    """Return what tap (a, b) of each window holds, [..., rows, columns]."""
+    front = x.shape[:-2]
+    lead = (0,) * len(front)
+    part = strided_slice(x, (*lead, a, b), (*front, a + 1, b + 1), (1,) * x.ndim)
+    return reshape(part, front)
+
+
+def _spread(x: Tensor, shape: Shape, axis: int, start: int, step: int) -> Tensor:
+    """Put ``x`` into zeros of ``shape``, every step-th element along an axis."""
+    axis += len(shape)
+    starts, stops, steps = [0] * len(shape), list(shape), [1] * len(shape)
+    starts[axis], steps[axis] = start, step
+    stops[axis] = start + (x.shape[axis] - 1) * step + 1
+    return unslice(x, shape, starts, stops, steps)
+
+
+def _share(x: Tensor, a: int, b: int, size: Pair, stride: Pair, dilation: Pair) -> Tensor:
+    """Return what tap (a, b) of each window adds to the image."""
+    lines = (*x.shape[:-3], size[1])
+    share = _spread(_tap(x, a, b), lines, -1, b * dilation[1], stride[1])
+    return _spread(share, (*lines[:-2], *size), -2, a * dilation[0], stride[0])
+
+
+def _tiled(x: Tensor, size: Pair) -> Tensor:
+    """Return windows that lie side by side as an image, with zeros where none fits any more."""
+    *front, rows, columns, height, width = x.shape
+    n = len(front)
+    tiles = permute_dims(x, (*range(n), n, n + 2, n + 1, n + 3))
+    image = reshape(tiles, (*front, rows * height, columns * width))
+    rest = (size[0] - rows * height, size[1] - columns * width)
+    return pad(image, (*(((0, 0),) * n), (0, rest[0]), (0, rest[1]))) if any(rest) else image
+
+
 def _fold_samples() -> Iterable[Sample]:
     yield Sample((normal(2, 4, 5, 2, 2), (5, 6)))
     yield Sample((normal(2, 5, 2, 3), (5, 7), (2, 1)), label="stride")
     yield Sample((normal(1, 2, 2, 3, 3), (7, 7), 2, 2), label="dilation")
+    yield Sample((normal(2, 2, 3, 2, 3), (5, 10), (2, 3)), label="side by side")
+    yield Sample((normal(3, 2, 5, 6), (7, 10), (1, 3)), label="many taps")
     yield bad(ShapeError, "such windows", normal(3, 3, 2, 2), (5, 5))
 
 
@@ -178,6 +245,7 @@ def _fold_samples() -> Iterable[Sample]:
     kind=Kind.MOVEMENT,
     infer=_infer_fold,
     reference=_fold,
+    decompose=_fold_by_parts,
     vjp={"x": lambda g, x_shape, stride, dilation: windows(g, x_shape[-2:], stride, dilation)},
     samples=_fold_samples,
     is_method=False,
@@ -225,16 +293,31 @@ def _window_argmax(x: Array, *, kernel: Pair, stride: Pair, dilation: Pair) -> A
     planes = x.reshape(-1, *x.shape[-2:])
     seen = _windows(planes, kernel=kernel, stride=stride, dilation=dilation)
     place = np.empty((len(planes), *counts), np.int64)
-    corner = np.arange(counts[0])[:, None] * stride[0] * width + np.arange(counts[1]) * stride[1]
-    # Where a tap lies, seen from the corner of its window.
-    shifts = np.add.outer(
-        np.arange(kernel[0]) * dilation[0] * width, np.arange(kernel[1]) * dilation[1]
-    ).ravel()
+    corner, shifts = _places((counts[0], counts[1]), width, kernel, stride, dilation)
     step = max(1, _PLANES_BYTES // max(1, 8 * counts[0] * counts[1]))
     for start in range(0, len(planes), step):
         chosen = _first_largest(seen[start : start + step])
         np.add(corner, shifts[chosen], out=place[start : start + step])
     return place.reshape(*x.shape[:-2], *counts)
+
+
+def _argmax_by_parts(x: Tensor, *, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
+    seen = windows(x, kernel, stride, dilation)
+    counts, width = seen.shape[-4:-2], x.shape[-1]
+    chosen = argmax(reshape(seen, (*seen.shape[:-2], kernel[0] * kernel[1])), -1)
+    corner, shifts = _places((counts[0], counts[1]), width, kernel, stride, dilation)
+    return take_at(as_tensor(shifts), (chosen,), (0,)) + as_tensor(corner)
+
+
+def _places(
+    counts: Pair, width: int, kernel: Pair, stride: Pair, dilation: Pair
+) -> tuple[Array, Array]:
+    """Return where the corner of each window lies, and each tap as seen from there."""
+    corner = np.arange(counts[0])[:, None] * stride[0] * width + np.arange(counts[1]) * stride[1]
+    shifts = np.add.outer(
+        np.arange(kernel[0]) * dilation[0] * width, np.arange(kernel[1]) * dilation[1]
+    )
+    return corner, shifts.ravel()
 
 
 def _first_largest(seen: Array) -> Array:
@@ -263,6 +346,7 @@ def _first_largest(seen: Array) -> Array:
     kind=Kind.INDEXING,
     infer=_infer_argmax,
     reference=_window_argmax,
+    decompose=_argmax_by_parts,
     samples=lambda: [
         Sample((distinct(2, 3, 6, 8), 2, 2)),
         Sample((distinct(7, 9), (2, 3), (3, 1), (2, 1)), label="dilation"),
