@@ -6,39 +6,17 @@ from collections import Counter
 
 import numpy as np
 
-from needle.compiler.passes.decompose import record
-from needle.graph.ir import Graph, Value, sort
-from needle.shapes import Spec
+from needle import graph as needle_graph
 
 
-def graph_of(function, *arrays, name="graph"):
+def graph_of(function, *arrays):
     """Return the graph of ``function`` on inputs like ``arrays``."""
-    inputs = [Value(Spec(a.shape, a.dtype), name=f"x{i}") for i, a in enumerate(arrays)]
-    outputs = list(record(function, inputs))
-    return Graph(inputs, sort(outputs), outputs, name=name)
+    return needle_graph.trace(function, *arrays).graph
 
 
 def interpret(graph, *arrays):
-    """Return the values of the graph's outputs."""
-    values = {}
-    for value, array in zip(graph.inputs, arrays, strict=True):
-        assert value.spec == (array.shape, array.dtype)
-        values[value] = array
-
-    def read(value):
-        return value.constant if value.constant is not None else values[value]
-
-    with np.errstate(all="ignore"):
-        for node in graph.nodes:
-            specs = node.op.infer(*(v.spec for v in node.inputs), **node.attrs)
-            expected = (specs,) if isinstance(specs, Spec) else tuple(specs)
-            assert expected == tuple(v.spec for v in node.results), node
-            outcome = node.op.reference(*map(read, node.inputs), **node.attrs)
-            outcome = outcome if isinstance(outcome, tuple) else (outcome,)
-            for value, array in zip(node.results, outcome, strict=True):
-                values[value] = np.asarray(array)
-                assert values[value].shape == value.shape, node
-    return [read(v) for v in graph.outputs]
+    """Return the values of the graph's outputs, after checking it."""
+    return needle_graph.interpret(needle_graph.verify(graph), arrays)
 
 
 def ops_of(graph):

@@ -5,6 +5,7 @@ Each pass is a function from a graph to a graph that computes the same.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
 from needle.graph.ir import Graph
+from needle.graph.verify import verify
 
 
 class Pass(NamedTuple):
@@ -45,13 +47,25 @@ Observer = Callable[[Pass, Graph], None]
 def run(graph: Graph, observer: Observer | None = None, passes: Sequence[Pass] = PASSES) -> Graph:
     """Return the graph that the passes make of ``graph``, one after the other.
 
+    With ``NEEDLE_VERIFY=1`` in the environment the graph is verified before and after each.
+
     Args:
         graph: what was traced; it stays as it is.
         observer: is called after each pass.
         passes: which passes, in order.
     """
+    check = is_verified()
+    if check:
+        verify(graph)
     for p in passes:
         graph = p.run(graph)
+        if check:
+            verify(graph)
         if observer is not None:
             observer(p, graph)
     return graph
+
+
+def is_verified() -> bool:
+    """Whether graphs are verified after each pass: ``NEEDLE_VERIFY=1``."""
+    return os.environ.get("NEEDLE_VERIFY", "0") not in ("", "0")
