@@ -22,6 +22,7 @@ from needle.compiler.index import Loaded, Quotient, Remainder, Var
 from needle.dtypes import DType
 from needle.graph.ir import Value
 from needle.ops.record import Kind
+from needle.shapes import Shape
 
 
 class Cell(NamedTuple):
@@ -69,6 +70,23 @@ class Guard(NamedTuple):
     level: int
 
 
+@dataclass
+class Fault:
+    """What a kernel may report: a value that an op refuses, or an index out of range.
+
+    Attributes:
+        op: name of the op that refuses it; empty for an index.
+        attrs: the op's attributes, or of an index: extent, whether it is signed, what range it is.
+        shape: of the tensor that holds the value.
+        location: the user's line.
+    """
+
+    op: str
+    attrs: dict[str, Any]
+    shape: Shape
+    location: str
+
+
 class Emitter:
     """Emits elements into one function.
 
@@ -76,7 +94,7 @@ class Emitter:
         f: the function.
         pointer_of: from a value in memory to the name of its pointer.
         is_loaded: whether a value lies in memory when the kernel starts.
-        fault: emits the report that an index is out of range, under a condition.
+        fault: emits the report of a bad value, from condition, value and place.
     """
 
     def __init__(
@@ -84,7 +102,7 @@ class Emitter:
         f: MathFunction,
         pointer_of: Callable[[Value], str],
         is_loaded: Callable[[Value], bool],
-        fault: Callable[[Operand, Operand, Loaded], None],
+        fault: Callable[[Operand, Operand, Operand, Fault], None],
     ) -> None:
         self.f = f
         self.pointer_of = pointer_of
@@ -202,20 +220,28 @@ class Emitter:
                 negative = f.compare("slt", x, f.like(0, x))
                 x = f.select(negative, f.add(x, extent), x)
             bad = f.compare("uge", x, extent)
-            self._report(bad, raw, atom)
+            location = "" if atom.value.node is None else atom.value.node.location
+            range_ = {"extent": atom.extent, "signed": atom.signed, "what": atom.what}
+            fault = Fault("", range_, atom.value.shape, location)
+            self._report(bad, raw, atom.value, atom.index, fault)
             x = f.select(bad, f.like(0, x), x)
         return self._keep(what, Cell(x, cell.level), bool(x.lanes))
 
-    def _report(self, bad: Operand, raw: Operand, atom: Loaded) -> None:
+    def _report(self, bad: Operand, x: Operand, value: Value, at: Place, fault: Fault) -> None:
+        """Report ``x``, the element of ``value`` at an index, where ``bad`` holds."""
         f = self.f
         conditions = [c for g in self.guards for c in (g.uniform, g.varying) if c is not None]
         if bad.lanes and self.mask is not None:
             conditions.append(self.mask)
         for c in conditions:
-            if c.lanes and not bad.lanes:
-                continue
-            bad = f.binary("and", bad, f.splat(c, bad.lanes))
-        self.fault(bad, raw, atom)
+            if c.lanes == bad.lanes or not c.lanes:
+                bad = f.binary("and", bad, f.splat(c, bad.lanes))
+        offset = ix.ravel(at, value.shape)
+        if bad.lanes:
+            place = self.lane_indices(offset).operand
+        else:
+            place = f.operand(self.scalar(offset).number)
+        self.fault(bad, f.convert(x, dtypes.int64), place, fault)
 
     def lane_indices(self, index: ix.Index) -> Cell:
         """Return an index of each lane."""
@@ -337,9 +363,16 @@ class Emitter:
             if node.op.lower is None:
                 raise NotImplementedError(f"{node.op.name} has no lowering")
             lower: Any = node.op.lower
-            return self.combine(
-                lambda f, *operands: lower(f, *operands, **node.attrs), cells, value.dtype
-            )
+
+            def lowered(f: MathFunction, *operands: Operand) -> Operand:
+                result: Operand = lower(f, *operands, **node.attrs)
+                for bad, x in f.refusals:
+                    fault = Fault(node.op.name, node.attrs, value.shape, node.location)
+                    self._report(bad, x, value, at, fault)
+                f.refusals.clear()
+                return result
+
+            return self.combine(lowered, cells, value.dtype)
         builder = ElementBuilder(self, value)
         sources = [Source(v, self.element) for v in node.inputs]
         lower = node.op.lower

@@ -7,15 +7,13 @@ inputs, outputs, constants, the arena, and the status that reports an index out 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from needle import dtypes
-from needle.backends.cpu.emit import Emitter
+from needle.backends.cpu.emit import Emitter, Fault
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.vector_math import MathFunction
-from needle.compiler.index import Loaded
 from needle.graph.ir import Value
 
 
@@ -24,23 +22,6 @@ class Location(NamedTuple):
 
     slot: int
     offset: int = 0
-
-
-@dataclass
-class Fault:
-    """What a kernel may report: an index out of range.
-
-    Attributes:
-        what: describes the range, as in "axis 0 of extent 5".
-        extent: of the range.
-        signed: whether negative indices count from the end.
-        location: the user's line.
-    """
-
-    what: str
-    extent: int
-    signed: bool
-    location: str = ""
 
 
 class KernelFunction:
@@ -69,7 +50,7 @@ class KernelFunction:
         self._faults = faults
         self._pointers: dict[Value, str] = {}
         self._slots: dict[int, str] = {}
-        self._status: tuple[str, str] | None = None
+        self._status: str | None = None
         self.emitter = Emitter(self.f, self.pointer_of, self.is_loaded, self._fault)
 
     @classmethod
@@ -138,43 +119,42 @@ class KernelFunction:
 
     # Faults
 
-    def _fault(self, bad: Operand, raw: Operand, atom: Loaded) -> None:
-        """Note the first index that is out of range, in memory of the task's own."""
+    def _fault(self, bad: Operand, x: Operand, place: Operand, fault: Fault) -> None:
+        """Note the first bad value, in memory of the task's own: its fault, place and value."""
         f = self.f
         if self._status is None:
-            code = f.at_entry("alloca i64")
-            value = f.at_entry("alloca i64")
-            f.at_entry_line(f"store i64 0, ptr {code}")
-            f.at_entry_line(f"store i64 0, ptr {value}")
-            self._status = (code, value)
-        node = atom.value.node
-        self._faults.append(
-            Fault(atom.what, atom.extent, atom.signed, "" if node is None else node.location)
-        )
+            self._status = f.at_entry("alloca [3 x i64]")
+            f.at_entry_line(f"store i64 0, ptr {self._status}")
+        self._faults.append(fault)
         number = f.constant(len(self._faults), dtypes.int64)
         if bad.lanes:
-            raw = f.fold(f.select(bad, raw, f.like(-(2**63), raw)), f.maximum)
-            any_bad = f.fold(bad, lambda x, y: f.binary("or", x, y))
-        else:
-            any_bad = bad
-        code, value = self._status
-        old = f.load(code, 0, dtypes.int64)
-        first = f.binary("and", any_bad, f.compare("eq", old, f.like(0, old)))
-        f.store(f.select(first, number, old), code, 0)
-        f.store(f.select(first, raw, f.load(value, 0, dtypes.int64)), value, 0)
+            place = f.fold(f.select(bad, place, f.like(2**63 - 1, place)), f.minimum)
+            x = f.fold(f.select(bad, x, f.like(-(2**63), x)), f.maximum)
+            bad = f.fold(bad, lambda x, y: f.binary("or", x, y))
+        old = f.load(self._status, 0, dtypes.int64)
+        first = f.binary("and", bad, f.compare("eq", old, f.like(0, old)))
+        for word, new in enumerate((number, place, x)):
+            before = old if word == 0 else f.load(self._status, word, dtypes.int64)
+            f.store(f.select(first, new, before), self._status, word)
 
     def end(self, status_slot: int) -> str:
         """Report a fault, if there was one, and end the function."""
         f = self.f
         if self._status is not None:
-            code, value = self._status
-            seen = f.load(code, 0, dtypes.int64)
+            own = self._status
+            seen = f.load(own, 0, dtypes.int64)
             status = self.slot(status_slot)
 
             def report() -> None:
                 # The first of all tasks to get here is heard.
-                f.value(f"cmpxchg ptr {status}, i64 0, i64 {seen.text} seq_cst seq_cst")
-                f.store(f.load(value, 0, dtypes.int64), status, 1)
+                result = f.value(f"cmpxchg ptr {status}, i64 0, i64 {seen.text} seq_cst seq_cst")
+                won = Operand(f.value(f"extractvalue {{i64, i1}} {result}, 1"), dtypes.bool)
+
+                def tell() -> None:
+                    for word in (1, 2):
+                        f.store(f.load(own, word, dtypes.int64), status, word)
+
+                f.branch(won, tell)
 
             f.branch(f.compare("ne", seen, f.like(0, seen)), report)
         return f.end()

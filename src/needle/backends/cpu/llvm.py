@@ -67,6 +67,8 @@ class Function:
         self._entry = self.segment()
         self._block = "entry"
         self._count = 0
+        #: Values that lowerings refuse, with the conditions; whoever calls a lowering takes them.
+        self.refusals: list[tuple[Operand, Operand]] = []
 
     # Lines
 
@@ -89,6 +91,10 @@ class Function:
         name = f"%{self._fresh('e')}"
         self._entry.append(f"  {name} = {instruction}")
         return name
+
+    def refuse(self, condition: Operand, x: Operand) -> None:
+        """Note that ``x`` is an error where the condition holds."""
+        self.refusals.append((condition, x))
 
     def at_entry_line(self, line: str) -> None:
         """Add an instruction without a result at the function's start."""

@@ -19,7 +19,8 @@ import numpy as np
 from needle import dtypes
 from needle.backends.cpu import jit
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
-from needle.backends.cpu.kernel import Fault, KernelFunction, Location
+from needle.backends.cpu.emit import Fault
+from needle.backends.cpu.kernel import KernelFunction, Location
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
@@ -28,6 +29,7 @@ from needle.compiler.access import is_literal
 from needle.compiler.fusion import Fusion, Group
 from needle.errors import OutOfRangeError
 from needle.graph.ir import Graph, Value
+from needle.ops.record import REGISTRY, Op
 from needle.ops.samples import Array
 
 #: Bytes to which every buffer is aligned.
@@ -342,14 +344,31 @@ class Executable:
         return outputs[first]
 
     def _raise(self, buffers: _Buffers) -> None:
-        fault = self.program.faults[int(buffers.status[0]) - 1]
-        index = int(buffers.status[1])
+        number, place, value = (int(word) for word in buffers.status)
         buffers.status[:] = 0
         self._idle.append(buffers)
-        low = -fault.extent if fault.signed else 0
-        valid = f"valid are {low} to {fault.extent - 1}" if fault.extent else "it has no elements"
-        place = f" ({fault.location})" if fault.location else ""
-        raise OutOfRangeError(f"index {index} is out of range for {fault.what}; {valid}{place}")
+        raise exception_of(self.program.faults[number - 1], place, value)
+
+
+def exception_of(fault: Fault, place: int, value: int) -> Exception:
+    """Return the exception that eager execution raises for a bad value.
+
+    Args:
+        fault: what was reported.
+        place: where in the tensor it stands, in row-major order.
+        value: the value.
+    """
+    at = tuple(int(i) for i in np.unravel_index(place, fault.shape))
+    if fault.op:
+        record = REGISTRY[fault.op]
+        assert isinstance(record, Op)
+        assert record.fault is not None
+        return record.fault(value, at, **fault.attrs)
+    extent, signed, what = (fault.attrs[name] for name in ("extent", "signed", "what"))
+    low = -extent if signed else 0
+    valid = f"valid are {low} to {extent - 1}" if extent else "it has no elements"
+    where = f" (at position {list(at)} of the indices)" if at else ""
+    return OutOfRangeError(f"index: index {value}{where} is out of range for {what}; {valid}")
 
 
 class _Buffers:
@@ -359,7 +378,7 @@ class _Buffers:
         self.table: Any = (ctypes.c_void_p * layout.slots)()
         self.address = ctypes.addressof(self.table)
         self.arena = aligned(layout.arena_bytes)
-        self.status = np.zeros(2, np.int64)
+        self.status = np.zeros(3, np.int64)
         self.table[layout.arena_slot] = self.arena.ctypes.data
         self.table[layout.status_slot] = self.status.ctypes.data
         for i, constant in enumerate(layout.constants):
