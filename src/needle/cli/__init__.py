@@ -1,4 +1,4 @@
-"""The command line: `needle train`, `needle eval`, `needle info`."""
+"""The command line: `needle train`, `needle eval`, `needle info`, `needle cache`."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from needle.cli import cache
 from needle.cli.messages import duration, errors_as_messages, is_interactive
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cache.app)
 
 Traceback = Annotated[
     bool, typer.Option("--traceback", help="Show Python's traceback of an error.")
