@@ -7,7 +7,7 @@ import pytest
 from compiler_tools import assert_same_bits, interpret
 
 from needle import dtypes
-from needle.compiler.passes.movement_rules import MOVEMENT
+from needle.compiler.passes.movement_rules import MOVEMENT, PRODUCTS
 from needle.compiler.passes.rules import CONVERSIONS, FAMILIES, POWERS, RULES, holds_all
 from needle.dtypes import ALL, is_float
 from needle.errors import NeedleError
@@ -26,6 +26,7 @@ from needle.graph.rewrite import (
     variables,
 )
 from needle.ops import arithmetic, reduce, slicing
+from needle.ops.contraction import matmul
 from needle.ops.movement import broadcast_to, permute_dims, reshape
 from needle.ops.record import Kind
 from needle.shapes import Spec
@@ -100,7 +101,7 @@ class Instance:
         return interpret(graph, *self.arrays.values())[0]
 
 
-ELEMENTWISE = [r for r in RULES if r not in MOVEMENT and r not in CONVERSIONS]
+ELEMENTWISE = [r for r in RULES if r not in (*MOVEMENT, *CONVERSIONS, *PRODUCTS)]
 
 
 @pytest.mark.parametrize("r", ELEMENTWISE, ids=str)
@@ -198,6 +199,23 @@ def test_movement_rule_changes_no_bit(number, dtype):
 
 def test_every_rule_of_movement_has_a_program():
     assert len(PROGRAMS) == len(MOVEMENT)
+
+
+def test_a_transposed_product_is_a_product_of_transposed_operands():
+    a = Value(Spec((3, 4), np.dtype(np.float32)))
+    b = Value(Spec((2, 4, 5), np.dtype(np.float32)))
+    product = apply(matmul.op, (a, b), {})
+    out = apply(permute_dims.op, (product,), {"axes": (0, 2, 1)})
+    graph = Graph([a, b], sort([out]), [out])
+    rewritten = Rewriter(PRODUCTS)(graph)
+    assert [n.op.name for n in rewritten.nodes] == ["permute_dims", "permute_dims", "matmul"]
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(v.shape).astype(np.float32) for v in (a, b)]
+    assert_close(interpret(rewritten, *arrays)[0], interpret(graph, *arrays)[0])
+    both = Graph([a, b], sort([out, product]), [out, product])
+    assert len(Rewriter(PRODUCTS)(both).nodes) == 2, "computed twice"
+    turned = apply(permute_dims.op, (product,), {"axes": (2, 0, 1)})
+    assert len(Rewriter(PRODUCTS)(Graph([a, b], sort([turned]), [turned])).nodes) == 2
 
 
 def test_a_reduction_that_others_read_is_not_computed_twice():

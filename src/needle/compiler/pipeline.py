@@ -15,6 +15,7 @@ from needle.compiler.passes.decompose import decompose
 from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
+from needle.compiler.passes.sink import sink
 from needle.graph.ir import Graph
 from needle.graph.verify import verify
 
@@ -34,7 +35,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("simplify", simplify, "apply the rewrite rules"),
     Pass("fold constants", fold_constants, "compute what depends on constants alone"),
     Pass("share", share, "compute equal expressions once"),
-    # What sharing and folding uncover.
+    Pass("sink", sink, "move transpositions and conversions to where they cancel or cost least"),
+    # What sharing, folding and sinking uncover.
     Pass("canonicalise again", canonicalise, "of two ways to say the same, keep one"),
     Pass("simplify again", simplify, "apply the rewrite rules"),
     Pass("share again", share, "compute equal expressions once"),

@@ -27,12 +27,22 @@ if TYPE_CHECKING:
     from needle.tensor import Tensor
 
 
+def _framed(x: Tensor, pads: Pads) -> Tensor:
+    """Return images with zeros around them; where a width is negative, with a border cut off."""
+    starts = [0, 0, *(max(0, -before) for before, _ in pads)]
+    cut = [0, 0, *(max(0, -after) for _, after in pads)]
+    if any(starts) or any(cut):
+        stops = [n - c for n, c in zip(x.shape, cut, strict=True)]
+        x = strided_slice(x, starts, stops, (1, 1, 1, 1))
+    wide = [(0, 0), (0, 0), *((max(0, before), max(0, after)) for before, after in pads)]
+    return pad(x, wide) if any(map(any, wide)) else x
+
+
 def _patches(
     x: Tensor, kernel: Pair, stride: Pair, pads: Pads, dilation: Pair, groups: int
 ) -> Tensor:
     """Return the windows of [N, C, H, W] as [N, G, C/G, kh, kw, rows, columns]."""
-    if pads != ((0, 0), (0, 0)):
-        x = pad(x, ((0, 0), (0, 0), *pads))
+    x = _framed(x, pads)
     n, channels = x.shape[:2]
     seen = windows(x, kernel, stride, dilation)
     rows, columns = seen.shape[2:4]
@@ -77,13 +87,8 @@ def conv2d_input_grad_by_parts(
     shares = reshape(shares, (n, groups * depth, kh, kw, rows, columns))
     padded = (size[0] + pads[0][0] + pads[0][1], size[1] + pads[1][0] + pads[1][1])
     total = fold_windows(permute_dims(shares, (0, 1, 4, 5, 2, 3)), padded, stride, dilation)
-    (top, _), (left, _) = pads
-    result = strided_slice(
-        total,
-        (0, 0, top, left),
-        (n, groups * depth, top + size[0], left + size[1]),
-        (1, 1, 1, 1),
-    )
+    (top, bottom), (left, right) = pads
+    result = _framed(total, ((-top, -bottom), (-left, -right)))
     return result.astype(cotangent.dtype, copy=False)
 
 

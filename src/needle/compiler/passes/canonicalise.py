@@ -31,7 +31,8 @@ def canonicalise(graph: Graph) -> Graph:
         inputs = tuple(map(spread, inputs))
         if node.op.commutes and is_constant(inputs[0]) and not is_constant(inputs[1]):
             inputs = inputs[::-1]
-        if node.op.kind is Kind.ELEMENTWISE and len(node.results) == 1:
+        # The error of an op that refuses values says where they stand: not below a broadcast.
+        if node.op.kind is Kind.ELEMENTWISE and node.op.fault is None:
             return (_unbroadcast(node, inputs),)
         return keep(node, inputs).results
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from needle.graph.ir import Value
-from needle.graph.rewrite import Match, attributes, rule, term, terms, variables
+from needle.graph.rewrite import Match, Term, Variable, attributes, rule, term, terms, variables
 from needle.ops import movement, reduce, slicing
+from needle.ops.contraction import matmul as matmul_
 from needle.ops.joining import concat as concat_
 from needle.shapes import Shape, reduced_shape
 
-(x,) = variables("x")
+x, y = variables("x y")
 shape, axes, inner, outer = attributes("shape axes inner outer")
 pads, value, starts, stops, steps = attributes("pads value starts stops steps")
 
 reshape, permute, broadcast = terms(movement.reshape, movement.permute_dims, movement.broadcast_to)
 strided_slice, unslice, pad = terms(slicing.strided_slice, slicing.unslice, slicing.pad)
-concat = term(concat_)
+concat, matmul = terms(concat_, matmul_)
 REDUCTIONS = (reduce.sum, reduce.max, reduce.min)
 
 
@@ -41,7 +42,7 @@ def _adds_leading_ones(m: Match) -> bool:
 
 
 def _takes_all(m: Match) -> bool:
-    return all(
+    return _keeps_shape(m) and all(
         a == 0 and b >= n and s == 1
         for a, b, s, n in zip(m.starts, m.stops, m.steps, m.x.shape, strict=True)
     )
@@ -65,6 +66,33 @@ def _drops_kept_axes(m: Match) -> bool:
 def _has_nothing_to_combine(m: Match) -> bool:
     return all(m.x.shape[a] == 1 for a in m.axes)
 
+
+def _is_transposed_product(m: Match) -> bool:
+    """Whether a permutation exchanges rows and columns of products that nobody else reads."""
+    product: Value = m.root.node.inputs[0]  # type: ignore[union-attr]
+    n = len(m.axes)
+    return m.is_used_once(product) and m.axes == (*range(n - 2), n - 1, n - 2)
+
+
+def _transposed(name: str) -> Term:
+    """Return an operand of a product with rows and columns exchanged."""
+
+    def swapped(m: Match) -> Shape:
+        n = getattr(m, name).ndim
+        return (*range(n - 2), n - 1, n - 2)
+
+    return permute(Variable(name), axes=swapped)
+
+
+#: A product is transposed by transposing its operands, which it reads as they are. Each element is
+#: the same sum of the same products in the same order.
+PRODUCTS = [
+    rule(
+        permute(matmul(x, y), axes=axes),
+        matmul(_transposed("y"), _transposed("x")),
+        when=_is_transposed_product,
+    ),
+]
 
 MOVEMENT = [
     rule(reshape(x), x, when=_keeps_shape),

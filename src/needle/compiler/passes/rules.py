@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from needle.compiler.passes.movement_rules import MOVEMENT
+from needle.compiler.passes.movement_rules import MOVEMENT, PRODUCTS
 from needle.dtypes import (
     FLOATS,
     INTEGERS,
@@ -232,6 +232,7 @@ FAMILIES: dict[str, list[Rule]] = {
     "bits": BITS,
     "conversions": CONVERSIONS,
     "movement": MOVEMENT,
+    "products": PRODUCTS,
 }
 
 RULES: list[Rule] = [r for family in FAMILIES.values() for r in family]
