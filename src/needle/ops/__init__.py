@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from needle.ops.activation import *
 from needle.ops.arithmetic import *
 from needle.ops.attention import *
+from needle.ops.bitwise import *
 from needle.ops.channel_normalization import *
 from needle.ops.checks import *
 from needle.ops.comparison import *

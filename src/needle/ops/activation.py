@@ -36,7 +36,12 @@ def _sigmoid(x: Array) -> Array:
     return one / (one + np.exp(-x))
 
 
-@elementwise(widened(_sigmoid), to_float=True, vjp={"x": lambda g, out: g * (out * (1 - out))})
+@elementwise(
+    widened(_sigmoid),
+    to_float=True,
+    vjp={"x": lambda g, out: g * (out * (1 - out))},
+    lower=lambda b, x: b.sigmoid(x),
+)
 def sigmoid(x: TensorLike) -> Tensor:
     """Logistic sigmoid: ``1 / (1 + e⁻ˣ)``.
 
@@ -67,6 +72,7 @@ def _relu_samples() -> Iterable[Sample]:
     vjp={"x": lambda g, out: where(out > 0, g, 0.0)},
     samples=_relu_samples,
     peer="relu",
+    lower=lambda b, x: b.rectified(x),
 )
 def relu(x: TensorLike) -> Tensor:
     """Rectified linear unit: ``max(x, 0)``; the derivative at 0 is taken as 0.
@@ -89,6 +95,7 @@ def _softplus(x: Array) -> Array:
     to_float=True,
     vjp={"x": lambda g, x: g * sigmoid(x)},
     peer="nn.functional.softplus",
+    lower=lambda b, x: b.softplus(x),
 )
 def softplus(x: TensorLike) -> Tensor:
     """Smooth rectifier: ``ln(1 + eˣ)``.

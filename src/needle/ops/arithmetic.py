@@ -1,4 +1,4 @@
-"""Arithmetic, element by element: + − × ÷, powers, rounding, extrema, bits."""
+"""Arithmetic, element by element: + − × ÷, powers, rounding, extrema."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from needle.tensor import Tensor
 
 NUMBERS = ("integer", "float")
-BITS = ("bool", "integer")
 
 
-@elementwise(np.add, commutes=True, vjp={"x": lambda g: g, "y": lambda g: g})
+@elementwise(
+    np.add,
+    commutes=True,
+    vjp={"x": lambda g: g, "y": lambda g: g},
+    lower=lambda b, x, y: b.add(x, y),
+)
 def add(x: TensorLike, y: TensorLike) -> Tensor:
     """Sum of two tensors: ``x + y``.
 
@@ -51,7 +55,11 @@ def add(x: TensorLike, y: TensorLike) -> Tensor:
 
 
 @elementwise(
-    np.subtract, takes=NUMBERS, aliases=("sub",), vjp={"x": lambda g: g, "y": lambda g: -g}
+    np.subtract,
+    takes=NUMBERS,
+    aliases=("sub",),
+    vjp={"x": lambda g: g, "y": lambda g: -g},
+    lower=lambda b, x, y: b.sub(x, y),
 )
 def subtract(x: TensorLike, y: TensorLike) -> Tensor:
     """Difference of two tensors: ``x − y``.
@@ -75,6 +83,7 @@ def subtract(x: TensorLike, y: TensorLike) -> Tensor:
     commutes=True,
     aliases=("mul",),
     vjp={"x": lambda g, y: g * y, "y": lambda g, x: g * x},
+    lower=lambda b, x, y: b.mul(x, y),
 )
 def multiply(x: TensorLike, y: TensorLike) -> Tensor:
     """Product of two tensors, element by element: ``x · y``.
@@ -98,6 +107,7 @@ def multiply(x: TensorLike, y: TensorLike) -> Tensor:
     aliases=("div", "true_divide"),
     vjp={"x": lambda g, y: g / y, "y": lambda g, out, y: -g * out / y},
     samples=binary_samples(second=(0.5, 3.0)),
+    lower=lambda b, x, y: b.div(x, y),
 )
 def divide(x: TensorLike, y: TensorLike) -> Tensor:
     """Quotient of two tensors: ``x / y``; integers are converted to float32 first.
@@ -142,6 +152,7 @@ def _nonzero(function: np.ufunc, name: str) -> object:
     takes=NUMBERS,
     vjp={"x": lambda g, x: x * 0, "y": lambda g, y: y * 0},
     samples=_integer_pairs,
+    lower=lambda b, x, y: b.floor_divide(x, y),
 )
 def floor_divide(x: TensorLike, y: TensorLike) -> Tensor:
     """Quotient rounded towards minus infinity: ``⌊x / y⌋``. Its derivative is zero.
@@ -165,6 +176,7 @@ def floor_divide(x: TensorLike, y: TensorLike) -> Tensor:
     takes=NUMBERS,
     vjp={"x": lambda g: g, "y": lambda g, x, y: -g * floor_divide(x, y)},
     samples=_integer_pairs,
+    lower=lambda b, x, y: b.remainder(x, y),
 )
 def remainder(x: TensorLike, y: TensorLike) -> Tensor:
     """Remainder with the sign of the divisor: ``x − ⌊x / y⌋ · y``.
@@ -210,6 +222,7 @@ def _power_samples() -> Iterable[Sample]:
         "y": lambda g, out, x: g * out * where(x == 0, 0.0, where(x == 0, 1.0, x).log()),
     },
     samples=_power_samples,
+    lower=lambda b, x, y: b.power(x, y),
 )
 def pow(x: TensorLike, y: TensorLike) -> Tensor:
     """Power: ``x ** y``.
@@ -228,7 +241,13 @@ def pow(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.negative, takes=NUMBERS, aliases=("neg",), vjp={"x": lambda g: -g})
+@elementwise(
+    np.negative,
+    takes=NUMBERS,
+    aliases=("neg",),
+    vjp={"x": lambda g: -g},
+    lower=lambda b, x: b.neg(x),
+)
 def negative(x: TensorLike) -> Tensor:
     """Negation: ``−x``.
 
@@ -242,7 +261,11 @@ def negative(x: TensorLike) -> Tensor:
 
 
 @elementwise(
-    np.absolute, takes=NUMBERS, aliases=("absolute",), vjp={"x": lambda g, x: g * x.sign()}
+    np.absolute,
+    takes=NUMBERS,
+    aliases=("absolute",),
+    vjp={"x": lambda g, x: g * x.sign()},
+    lower=lambda b, x: b.absolute(x),
 )
 def abs(x: TensorLike) -> Tensor:
     """Absolute value: ``|x|``; the derivative at 0 is taken as 0.
@@ -256,7 +279,12 @@ def abs(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.square, takes=NUMBERS, vjp={"x": lambda g, x: g * (x * 2)})
+@elementwise(
+    np.square,
+    takes=NUMBERS,
+    vjp={"x": lambda g, x: g * (x * 2)},
+    lower=lambda b, x: b.mul(x, x),
+)
 def square(x: TensorLike) -> Tensor:
     """Square: ``x²``.
 
@@ -273,7 +301,13 @@ def _torch_sign(torch: Any, x: Any) -> Any:
     return torch.where(x != x, x, torch.sign(x))  # PyTorch's own is 0 for NaN
 
 
-@elementwise(widened(np.sign), takes=NUMBERS, vjp={"x": lambda g: g * 0}, peer=_torch_sign)
+@elementwise(
+    widened(np.sign),
+    takes=NUMBERS,
+    vjp={"x": lambda g: g * 0},
+    peer=_torch_sign,
+    lower=lambda b, x: b.sign(x),
+)
 def sign(x: TensorLike) -> Tensor:
     """Sign: −1, 0 or 1; NaN stays NaN. Its derivative is zero.
 
@@ -286,7 +320,12 @@ def sign(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.floor, takes=NUMBERS, vjp={"x": lambda g: g * 0})
+@elementwise(
+    np.floor,
+    takes=NUMBERS,
+    vjp={"x": lambda g: g * 0},
+    lower=lambda b, x: b.floor(x),
+)
 def floor(x: TensorLike) -> Tensor:
     """Largest integer not above: ``⌊x⌋``, in the dtype of ``x``. Its derivative is zero.
 
@@ -299,7 +338,12 @@ def floor(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.ceil, takes=NUMBERS, vjp={"x": lambda g: g * 0})
+@elementwise(
+    np.ceil,
+    takes=NUMBERS,
+    vjp={"x": lambda g: g * 0},
+    lower=lambda b, x: b.ceil(x),
+)
 def ceil(x: TensorLike) -> Tensor:
     """Smallest integer not below: ``⌈x⌉``, in the dtype of ``x``. Its derivative is zero.
 
@@ -312,7 +356,12 @@ def ceil(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.trunc, takes=NUMBERS, vjp={"x": lambda g: g * 0})
+@elementwise(
+    np.trunc,
+    takes=NUMBERS,
+    vjp={"x": lambda g: g * 0},
+    lower=lambda b, x: b.trunc(x),
+)
 def trunc(x: TensorLike) -> Tensor:
     """The integer next to ``x`` towards zero, in the dtype of ``x``. Its derivative is zero.
 
@@ -335,7 +384,12 @@ def _round_samples() -> Iterable[Sample]:
 
 
 @elementwise(
-    _round, takes=NUMBERS, vjp={"x": lambda g: g * 0}, samples=_round_samples, peer="round"
+    _round,
+    takes=NUMBERS,
+    vjp={"x": lambda g: g * 0},
+    samples=_round_samples,
+    peer="round",
+    lower=lambda b, x: b.round_even(x),
 )
 def round(x: TensorLike) -> Tensor:
     """Nearest integer, halves to the even one, in the dtype of ``x``. Its derivative is zero.
@@ -372,6 +426,7 @@ def _torch_extremum(name: str) -> Callable[..., Any]:
     },
     samples=_extremum_samples,
     peer=_torch_extremum("maximum"),
+    lower=lambda b, x, y: b.maximum(x, y),
 )
 def maximum(x: TensorLike, y: TensorLike) -> Tensor:
     """The larger of two, element by element; NaN if one is NaN.
@@ -397,6 +452,7 @@ def maximum(x: TensorLike, y: TensorLike) -> Tensor:
     },
     samples=_extremum_samples,
     peer=_torch_extremum("minimum"),
+    lower=lambda b, x, y: b.minimum(x, y),
 )
 def minimum(x: TensorLike, y: TensorLike) -> Tensor:
     """The smaller of two, element by element; NaN if one is NaN.
@@ -450,134 +506,9 @@ def clip(x: TensorLike, min: TensorLike | None = None, max: TensorLike | None = 
     return result
 
 
-def _bit_samples() -> Iterable[Sample]:
-    yield Sample((integers(-9, 9, 3, 4), integers(-9, 9, 4)))
-    yield Sample((bools(3, 4), bools(4)), label="bool")
-    yield Sample((integers(0, 9, 3, 4).astype(np.uint8), 3), label="uint8")
-
-
-def _shift_samples() -> Iterable[Sample]:
-    yield Sample((integers(-9, 9, 3, 4), integers(0, 5, 4)))
-    yield Sample((integers(0, 9, 3, 4).astype(np.int32), 3), label="int32")
-
-
-@elementwise(np.bitwise_and, commutes=True, takes=BITS, samples=_bit_samples)
-def bitwise_and(x: TensorLike, y: TensorLike) -> Tensor:
-    """Bits set in both: ``x & y``.
-
-    Args:
-        x: integers or bools.
-        y: a shape that broadcasts with ``x``.
-
-    Raises:
-        DTypeError: an operand is floating.
-
-    Example:
-        >>> ndl.bitwise_and(6, ndl.asarray([3, 4]))
-        Tensor([2, 4], dtype=int64)
-    """
-
-
-@elementwise(np.bitwise_or, commutes=True, takes=BITS, samples=_bit_samples)
-def bitwise_or(x: TensorLike, y: TensorLike) -> Tensor:
-    """Bits set in either: ``x | y``.
-
-    Args:
-        x: integers or bools.
-        y: a shape that broadcasts with ``x``.
-
-    Raises:
-        DTypeError: an operand is floating.
-
-    Example:
-        >>> ndl.bitwise_or(6, ndl.asarray([3, 4]))
-        Tensor([7, 6], dtype=int64)
-    """
-
-
-@elementwise(np.bitwise_xor, commutes=True, takes=BITS, samples=_bit_samples)
-def bitwise_xor(x: TensorLike, y: TensorLike) -> Tensor:
-    """Bits set in one but not both: ``x ^ y``.
-
-    Args:
-        x: integers or bools.
-        y: a shape that broadcasts with ``x``.
-
-    Raises:
-        DTypeError: an operand is floating.
-
-    Example:
-        >>> ndl.bitwise_xor(6, ndl.asarray([3, 4]))
-        Tensor([5, 2], dtype=int64)
-    """
-
-
-def _invert_samples() -> Iterable[Sample]:
-    yield Sample((integers(-9, 9, 3, 4),))
-    yield Sample((bools(3, 4),), label="bool")
-
-
-@elementwise(
-    np.invert, takes=BITS, aliases=("invert",), samples=_invert_samples, peer="bitwise_not"
-)
-def bitwise_invert(x: TensorLike) -> Tensor:
-    """All bits flipped: ``~x``; for bools, negation.
-
-    Args:
-        x: integers or bools.
-
-    Raises:
-        DTypeError: the operand is floating.
-
-    Example:
-        >>> ndl.bitwise_invert(ndl.asarray([0, 1]))
-        Tensor([-1, -2], dtype=int64)
-    """
-
-
-@elementwise(np.left_shift, takes=("integer",), samples=_shift_samples)
-def bitwise_left_shift(x: TensorLike, y: TensorLike) -> Tensor:
-    """Bits moved up: ``x · 2^y``.
-
-    Args:
-        x: integers.
-        y: how far, at least 0 and below the number of bits; broadcasts with ``x``.
-
-    Raises:
-        DTypeError: an operand is not integer.
-
-    Example:
-        >>> ndl.bitwise_left_shift(1, ndl.arange(4))
-        Tensor([1, 2, 4, 8], dtype=int64)
-    """
-
-
-@elementwise(np.right_shift, takes=("integer",), samples=_shift_samples)
-def bitwise_right_shift(x: TensorLike, y: TensorLike) -> Tensor:
-    """Bits moved down, the sign kept: ``⌊x / 2^y⌋``.
-
-    Args:
-        x: integers.
-        y: how far, at least 0 and below the number of bits; broadcasts with ``x``.
-
-    Raises:
-        DTypeError: an operand is not integer.
-
-    Example:
-        >>> ndl.bitwise_right_shift(8, ndl.arange(4))
-        Tensor([8, 4, 2, 1], dtype=int64)
-    """
-
-
 __all__ = [
     "abs",
     "add",
-    "bitwise_and",
-    "bitwise_invert",
-    "bitwise_left_shift",
-    "bitwise_or",
-    "bitwise_right_shift",
-    "bitwise_xor",
     "ceil",
     "clip",
     "divide",

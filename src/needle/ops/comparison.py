@@ -27,7 +27,14 @@ def _comparison_samples() -> Iterable[Sample]:
     yield Sample((bools(3, 4), bools(4)), label="bool")
 
 
-@elementwise(np.equal, commutes=True, result=bool_, peer="eq", samples=_comparison_samples)
+@elementwise(
+    np.equal,
+    commutes=True,
+    result=bool_,
+    peer="eq",
+    samples=_comparison_samples,
+    lower=lambda b, x, y: b.equal(x, y),
+)
 def equal(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether elements are equal: ``x == y``; NaN equals nothing.
 
@@ -44,7 +51,14 @@ def equal(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.not_equal, commutes=True, result=bool_, peer="ne", samples=_comparison_samples)
+@elementwise(
+    np.not_equal,
+    commutes=True,
+    result=bool_,
+    peer="ne",
+    samples=_comparison_samples,
+    lower=lambda b, x, y: b.not_equal(x, y),
+)
 def not_equal(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether elements differ: ``x != y``; NaN differs from all.
 
@@ -61,7 +75,12 @@ def not_equal(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.less, result=bool_, samples=_comparison_samples)
+@elementwise(
+    np.less,
+    result=bool_,
+    samples=_comparison_samples,
+    lower=lambda b, x, y: b.less(x, y),
+)
 def less(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether ``x < y``; false where one is NaN.
 
@@ -78,7 +97,12 @@ def less(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.less_equal, result=bool_, samples=_comparison_samples)
+@elementwise(
+    np.less_equal,
+    result=bool_,
+    samples=_comparison_samples,
+    lower=lambda b, x, y: b.less_equal(x, y),
+)
 def less_equal(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether ``x ≤ y``; false where one is NaN.
 
@@ -95,7 +119,12 @@ def less_equal(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.greater, result=bool_, samples=_comparison_samples)
+@elementwise(
+    np.greater,
+    result=bool_,
+    samples=_comparison_samples,
+    lower=lambda b, x, y: b.less(y, x),
+)
 def greater(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether ``x > y``; false where one is NaN.
 
@@ -112,7 +141,12 @@ def greater(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.greater_equal, result=bool_, samples=_comparison_samples)
+@elementwise(
+    np.greater_equal,
+    result=bool_,
+    samples=_comparison_samples,
+    lower=lambda b, x, y: b.less_equal(y, x),
+)
 def greater_equal(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether ``x ≥ y``; false where one is NaN.
 
@@ -135,7 +169,14 @@ def _logic_samples() -> Iterable[Sample]:
     yield bad(DTypeError, "takes bool", normal(3), normal(3))
 
 
-@elementwise(np.logical_and, takes=("bool",), result=bool_, commutes=True, samples=_logic_samples)
+@elementwise(
+    np.logical_and,
+    takes=("bool",),
+    result=bool_,
+    commutes=True,
+    samples=_logic_samples,
+    lower=lambda b, x, y: b.bit_and(x, y),
+)
 def logical_and(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether both are true.
 
@@ -152,7 +193,14 @@ def logical_and(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.logical_or, takes=("bool",), result=bool_, commutes=True, samples=_logic_samples)
+@elementwise(
+    np.logical_or,
+    takes=("bool",),
+    result=bool_,
+    commutes=True,
+    samples=_logic_samples,
+    lower=lambda b, x, y: b.bit_or(x, y),
+)
 def logical_or(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether at least one is true.
 
@@ -169,7 +217,14 @@ def logical_or(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.logical_xor, takes=("bool",), result=bool_, commutes=True, samples=_logic_samples)
+@elementwise(
+    np.logical_xor,
+    takes=("bool",),
+    result=bool_,
+    commutes=True,
+    samples=_logic_samples,
+    lower=lambda b, x, y: b.bit_xor(x, y),
+)
 def logical_xor(x: TensorLike, y: TensorLike) -> Tensor:
     """Whether exactly one is true.
 
@@ -191,6 +246,7 @@ def logical_xor(x: TensorLike, y: TensorLike) -> Tensor:
     takes=("bool",),
     result=bool_,
     samples=lambda: [Sample((bools(3, 4),)), bad(DTypeError, "takes bool", normal(3))],
+    lower=lambda b, x: b.invert(x),
 )
 def logical_not(x: TensorLike) -> Tensor:
     """Negation of bools.
@@ -207,7 +263,12 @@ def logical_not(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.isnan, to_float=True, result=bool_)
+@elementwise(
+    np.isnan,
+    to_float=True,
+    result=bool_,
+    lower=lambda b, x: b.not_equal(x, x),
+)
 def isnan(x: TensorLike) -> Tensor:
     """Whether each element is NaN.
 
@@ -220,7 +281,12 @@ def isnan(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.isinf, to_float=True, result=bool_)
+@elementwise(
+    np.isinf,
+    to_float=True,
+    result=bool_,
+    lower=lambda b, x: b.is_infinite(x),
+)
 def isinf(x: TensorLike) -> Tensor:
     """Whether each element is +∞ or −∞.
 
@@ -233,7 +299,12 @@ def isinf(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.isfinite, to_float=True, result=bool_)
+@elementwise(
+    np.isfinite,
+    to_float=True,
+    result=bool_,
+    lower=lambda b, x: b.is_finite(x),
+)
 def isfinite(x: TensorLike) -> Tensor:
     """Whether each element is neither NaN nor infinite.
 
@@ -283,6 +354,7 @@ def _where_samples() -> Iterable[Sample]:
     samples=_where_samples,
     is_method=False,
     peer="where",
+    lower=lambda b, condition, x, y: b.select(condition, x, y),
 )
 def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
     """Choose element by element: ``x`` where the condition holds, else ``y``.

@@ -38,6 +38,7 @@ def _astype(x: Array, *, dtype: DType) -> Array:
     samples=_astype_samples,
     aliases=("cast",),
     peer=lambda torch, x, dtype: x.to(getattr(torch, dtype)),
+    lower=lambda b, x, *, dtype: b.convert(x, dtype),
 )
 def astype(x: TensorLike, dtype: Any, *, copy: bool = True) -> Tensor:
     """Convert to another dtype; floats are cut towards zero to become integers.
@@ -69,6 +70,7 @@ def astype(x: TensorLike, dtype: Any, *, copy: bool = True) -> Tensor:
     samples=lambda: [Sample((normal(3, 4),)), Sample((normal(4, 6)[:, ::2],), label="strided")],
     aliases=("copy",),
     peer="clone",
+    lower=lambda b, x: x,
 )
 def clone(x: TensorLike) -> Tensor:
     """Copy, with its own storage and, unlike `detach`, with the gradient flowing back.

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 _positive = unary_samples(0.3, 4.0)
 
 
-@elementwise(np.exp, to_float=True, vjp={"x": lambda g, out: g * out})
+@elementwise(
+    np.exp,
+    to_float=True,
+    vjp={"x": lambda g, out: g * out},
+    lower=lambda b, x: b.exp(x),
+)
 def exp(x: TensorLike) -> Tensor:
     """Exponential: ``eˣ``.
 
@@ -30,7 +35,12 @@ def exp(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.expm1, to_float=True, vjp={"x": lambda g, out: g * (out + 1)})
+@elementwise(
+    np.expm1,
+    to_float=True,
+    vjp={"x": lambda g, out: g * (out + 1)},
+    lower=lambda b, x: b.expm1(x),
+)
 def expm1(x: TensorLike) -> Tensor:
     """Exponential minus one, exact near 0: ``eˣ − 1``.
 
@@ -43,7 +53,13 @@ def expm1(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.log, to_float=True, vjp={"x": lambda g, x: g / x}, samples=_positive)
+@elementwise(
+    np.log,
+    to_float=True,
+    vjp={"x": lambda g, x: g / x},
+    samples=_positive,
+    lower=lambda b, x: b.log(x),
+)
 def log(x: TensorLike) -> Tensor:
     """Natural logarithm: ``ln x``; −∞ at 0, NaN below.
 
@@ -57,7 +73,11 @@ def log(x: TensorLike) -> Tensor:
 
 
 @elementwise(
-    np.log1p, to_float=True, vjp={"x": lambda g, x: g / (x + 1)}, samples=unary_samples(-0.7, 3.0)
+    np.log1p,
+    to_float=True,
+    vjp={"x": lambda g, x: g / (x + 1)},
+    samples=unary_samples(-0.7, 3.0),
+    lower=lambda b, x: b.log1p(x),
 )
 def log1p(x: TensorLike) -> Tensor:
     """Natural logarithm of one more, exact near 0: ``ln(1 + x)``.
@@ -72,7 +92,11 @@ def log1p(x: TensorLike) -> Tensor:
 
 
 @elementwise(
-    np.log2, to_float=True, vjp={"x": lambda g, x: g / (x * math.log(2))}, samples=_positive
+    np.log2,
+    to_float=True,
+    vjp={"x": lambda g, x: g / (x * math.log(2))},
+    samples=_positive,
+    lower=lambda b, x: b.log2(x),
 )
 def log2(x: TensorLike) -> Tensor:
     """Logarithm to base 2.
@@ -86,7 +110,13 @@ def log2(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.sqrt, to_float=True, vjp={"x": lambda g, out: g * 0.5 / out}, samples=_positive)
+@elementwise(
+    np.sqrt,
+    to_float=True,
+    vjp={"x": lambda g, out: g * 0.5 / out},
+    samples=_positive,
+    lower=lambda b, x: b.sqrt(x),
+)
 def sqrt(x: TensorLike) -> Tensor:
     """Square root: ``√x``; NaN below 0.
 
@@ -108,6 +138,7 @@ def _rsqrt(x: Array) -> Array:
     to_float=True,
     vjp={"x": lambda g, out: g * (out * out * out * -0.5)},
     samples=_positive,
+    lower=lambda b, x: b.rsqrt(x),
 )
 def rsqrt(x: TensorLike) -> Tensor:
     """Reciprocal of the square root: ``1 / √x``; ∞ at 0, NaN below.
@@ -126,6 +157,7 @@ def rsqrt(x: TensorLike) -> Tensor:
     to_float=True,
     vjp={"x": lambda g, out: -g * out * out},
     samples=unary_samples(0.3, 3.0),
+    lower=lambda b, x: b.reciprocal(x),
 )
 def reciprocal(x: TensorLike) -> Tensor:
     """Reciprocal: ``1 / x``.
@@ -150,6 +182,7 @@ def reciprocal(x: TensorLike) -> Tensor:
     # Not at the origin, where PyTorch's derivative is NaN.
     samples=binary_samples(0.3, 3.0, special=(1.0, -1.0, np.inf, -np.inf, np.nan, 6.0, -100.0)),
     peer=lambda torch, x, y: torch.hypot(x, torch.as_tensor(y, dtype=x.dtype)),
+    lower=lambda b, x, y: b.hypot(x, y),
 )
 def hypot(x: TensorLike, y: TensorLike) -> Tensor:
     """Length of the hypotenuse: ``√(x² + y²)``, without overflow on the way.
@@ -167,7 +200,12 @@ def hypot(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.sin, to_float=True, vjp={"x": lambda g, x: g * x.cos()})
+@elementwise(
+    np.sin,
+    to_float=True,
+    vjp={"x": lambda g, x: g * x.cos()},
+    lower=lambda b, x: b.sin(x),
+)
 def sin(x: TensorLike) -> Tensor:
     """Sine of an angle in radians.
 
@@ -180,7 +218,12 @@ def sin(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.cos, to_float=True, vjp={"x": lambda g, x: -g * sin(x)})
+@elementwise(
+    np.cos,
+    to_float=True,
+    vjp={"x": lambda g, x: -g * sin(x)},
+    lower=lambda b, x: b.cos(x),
+)
 def cos(x: TensorLike) -> Tensor:
     """Cosine of an angle in radians.
 
@@ -198,6 +241,7 @@ def cos(x: TensorLike) -> Tensor:
     to_float=True,
     vjp={"x": lambda g, out: g * (out * out + 1)},
     samples=unary_samples(-1.2, 1.2),
+    lower=lambda b, x: b.tan(x),
 )
 def tan(x: TensorLike) -> Tensor:
     """Tangent of an angle in radians.
@@ -211,7 +255,12 @@ def tan(x: TensorLike) -> Tensor:
     """
 
 
-@elementwise(np.tanh, to_float=True, vjp={"x": lambda g, out: g * (1 - out * out)})
+@elementwise(
+    np.tanh,
+    to_float=True,
+    vjp={"x": lambda g, out: g * (1 - out * out)},
+    lower=lambda b, x: b.tanh(x),
+)
 def tanh(x: TensorLike) -> Tensor:
     """Hyperbolic tangent: ``(eˣ − e⁻ˣ) / (eˣ + e⁻ˣ)``.
 
@@ -267,6 +316,7 @@ def _erf_of_infinity(x: Array) -> Array:
     widened(_erf_of_infinity),
     to_float=True,
     vjp={"x": lambda g, x: g * (exp(-(x * x)) * (2 / math.sqrt(math.pi)))},
+    lower=lambda b, x: b.erf(x),
 )
 def erf(x: TensorLike) -> Tensor:
     """Error function: ``2/√π ∫₀ˣ exp(−t²) dt``.

@@ -12,7 +12,6 @@ generator then serves extents known when compiling and extents passed as argumen
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from needle import dtypes
@@ -24,6 +23,7 @@ from needle.backends.cpu.operands import (
     Operand,
     Segment,
     literal,
+    mangled,
     memory_type,
     scalar_type,
     vector_type,
@@ -283,9 +283,9 @@ class Function:
     def _extreme(self, x: Operand, y: Operand, ordered: str, signed: str, unsigned: str) -> Operand:
         if not x.is_float:
             return self.select(self.compare(signed if x.is_signed else unsigned, x, y), x, y)
-        # x where x wins or is NaN (x ≠ x), else y, which may be NaN itself.
-        wins = self.binary("or", self.compare(ordered, x, y), self.compare("uno", x, x))
-        return self.select(wins, x, y)
+        # x where one of them is NaN: one instruction on x86. Then y where that is NaN.
+        better = self.select(self.compare(ordered, y, x), y, x)
+        return self.select(self.compare("uno", y, y), y, better)
 
     # Conversions
 
@@ -366,7 +366,7 @@ class Function:
         if mask is None:
             text = self.value(f"load {kind}, ptr {address}, align {dtype.itemsize}")
         else:
-            name = f"llvm.masked.load.{_mangled(dtype, lanes)}.p0"
+            name = f"llvm.masked.load.{mangled(dtype, lanes)}.p0"
             self.module.declare(name, kind, ["ptr", "i32", mask.type, kind])
             text = self.value(
                 f"call {kind} @{name}(ptr {address}, i32 {dtype.itemsize}, {mask.typed}, "
@@ -387,7 +387,7 @@ class Function:
         if mask is None:
             self.emit(f"store {x.typed}, ptr {address}, align {align}")
         else:
-            name = f"llvm.masked.store.{_mangled(x.dtype, x.lanes)}.p0"
+            name = f"llvm.masked.store.{mangled(x.dtype, x.lanes)}.p0"
             self.module.declare(name, "void", [x.type, "ptr", "i32", mask.type])
             self.emit(f"call void @{name}({x.typed}, ptr {address}, i32 {align}, {mask.typed})")
 
@@ -400,7 +400,7 @@ class Function:
         addresses = self.value(f"getelementptr {element}, ptr {base}, {offsets.typed}")
         kind = vector_type(element, lanes)
         mask = mask or self.constant(True, dtypes.bool, lanes)
-        name = f"llvm.masked.gather.{_mangled(dtype, lanes)}.v{lanes}p0"
+        name = f"llvm.masked.gather.{mangled(dtype, lanes)}.v{lanes}p0"
         pointers = f"<{lanes} x ptr>"
         self.module.declare(name, kind, [pointers, "i32", mask.type, kind])
         text = self.value(
@@ -422,7 +422,7 @@ class Function:
         if x.dtype == dtypes.bool:
             x = self.convert(x, dtypes.uint8)
         mask = mask or self.constant(True, dtypes.bool, lanes)
-        name = f"llvm.masked.scatter.{_mangled(x.dtype, lanes)}.v{lanes}p0"
+        name = f"llvm.masked.scatter.{mangled(x.dtype, lanes)}.v{lanes}p0"
         pointers = f"<{lanes} x ptr>"
         self.module.declare(name, "void", [x.type, pointers, "i32", mask.type])
         self.emit(
@@ -580,16 +580,6 @@ def _flat(segment: Segment) -> Iterator[str]:
             yield from _flat(line)
 
 
-def _mangled(dtype: DType, lanes: int) -> str:
-    element = memory_type(dtype)
-    return f"v{lanes}{SUFFIX.get(element, element)}"
-
-
-def is_power_of_two(n: int) -> bool:
-    """Whether n is 1, 2, 4 …"""
-    return n > 0 and math.log2(n).is_integer()
-
-
 __all__ = [
     "POINTER",
     "Function",
@@ -597,7 +587,6 @@ __all__ = [
     "Module",
     "Operand",
     "Segment",
-    "is_power_of_two",
     "literal",
     "memory_type",
     "scalar_type",

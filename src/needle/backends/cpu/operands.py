@@ -86,6 +86,12 @@ def memory_type(dtype: DType) -> str:
     return "i8" if dtype == dtypes.bool else _SCALARS[dtype.name]
 
 
+def mangled(dtype: DType, lanes: int) -> str:
+    """Return how intrinsics' names spell a vector in memory."""
+    element = memory_type(dtype)
+    return f"v{lanes}{SUFFIX.get(element, element)}"
+
+
 def literal(value: float | int | bool, dtype: DType) -> str:
     """Return the text of a scalar constant, exact to the last bit."""
     if dtype == dtypes.bool:

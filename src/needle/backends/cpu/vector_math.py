@@ -8,8 +8,11 @@ where in a vector, or in the rest of a loop, its element stood.
 
 from __future__ import annotations
 
-from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.division import DivisionMath
+from needle.backends.cpu.error_function import ErrorMath
+from needle.backends.cpu.power import PowerMath
+from needle.backends.cpu.trigonometric import TrigonometricMath
 
 
-class MathFunction(Function):
+class MathFunction(PowerMath, ErrorMath, TrigonometricMath, DivisionMath):
     """The builder with the functions that lowerings of elementwise ops use."""

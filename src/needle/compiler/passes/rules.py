@@ -25,7 +25,7 @@ from needle.dtypes import (
     is_integer,
 )
 from needle.graph.rewrite import Match, Rule, attributes, constants, rule, terms, variables
-from needle.ops import activation, arithmetic, comparison, copying, transcendental
+from needle.ops import activation, arithmetic, bitwise, comparison, copying, transcendental
 
 x, y, z = variables("x y z")
 p, q = variables("p q")  # bools
@@ -59,12 +59,12 @@ equal, not_equal, less, less_equal, greater, greater_equal = terms(
     comparison.greater_equal,
 )
 bits_and, bits_or, bits_xor, invert, left, right = terms(
-    arithmetic.bitwise_and,
-    arithmetic.bitwise_or,
-    arithmetic.bitwise_xor,
-    arithmetic.bitwise_invert,
-    arithmetic.bitwise_left_shift,
-    arithmetic.bitwise_right_shift,
+    bitwise.bitwise_and,
+    bitwise.bitwise_or,
+    bitwise.bitwise_xor,
+    bitwise.bitwise_invert,
+    bitwise.bitwise_left_shift,
+    bitwise.bitwise_right_shift,
 )
 astype, clone = terms(copying.astype, copying.clone)
 
