@@ -56,6 +56,27 @@ class Modes(threading.local):
 modes = Modes()
 
 
+class Changes:
+    """Tells compiled functions when to look whether what they were traced with is still so.
+
+    Attributes:
+        token: another object after every change of what shapes a program but is no tensor's values:
+            attributes of modules, `requires_grad`, the options of an optimizer.
+    """
+
+    __slots__ = ("token",)
+
+    def __init__(self) -> None:
+        self.token = object()
+
+    def note(self) -> None:
+        """Say that something has changed."""
+        self.token = object()
+
+
+changes = Changes()
+
+
 class Mode:
     """Base of the mode switches: a context manager, also usable as a decorator."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from needle import dtypes
 from needle._methods import TensorMethods
 from needle.arrays import to_array
-from needle.config import modes
+from needle.config import changes, modes
 from needle.devices import CPU, META, Device, as_device
 from needle.dtypes import DType, as_dtype, is_float
 from needle.errors import (
@@ -190,7 +190,9 @@ class Tensor(TensorMethods):
                 "requires_grad can be switched off only for leaves; "
                 "use detach() for a computed tensor"
             )
-        self._requires_grad = bool(value)
+        if self._requires_grad is not bool(value):
+            self._requires_grad = bool(value)
+            changes.note()
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set `requires_grad` and return the tensor itself."""

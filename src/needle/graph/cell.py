@@ -26,11 +26,51 @@ if TYPE_CHECKING:
     from needle.tensor import Tensor
 
 
-class Cell:
-    """Storage in a traced program: the value that it holds at this point of the trace.
+class Absent:
+    """Stands where a tensor's array would: it has a shape and a dtype, but no values.
 
-    It has the attributes by which engines ask an array what it is. Anything else that is done with
-    an array is a use of values that do not exist yet, and raises an error that says so.
+    Whatever else is done with an array is a use of its values, and raises an error that says why
+    there are none.
+    """
+
+    __slots__ = ()
+
+    # NumPy hands operations on it back.
+    __array_priority__ = 2000
+
+    def refuse(self, use: str) -> NoReturn:
+        """Raise the error for a ``use`` of the values."""
+        raise NotImplementedError  # abstract: every kind has its own reason
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        self.refuse(f"the array's {name!r}")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        self.refuse("a conversion to an array")
+
+    def __array_ufunc__(self, ufunc: Any, *args: Any, **kwargs: Any) -> Any:
+        self.refuse(f"np.{ufunc.__name__}")
+
+    def __array_function__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        self.refuse(f"np.{function.__name__}")
+
+    def __getitem__(self, key: Any) -> Any:
+        self.refuse("an element")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.refuse("a write to the array")
+
+    def __len__(self) -> int:
+        self.refuse("the array")
+
+    def __iter__(self) -> Any:
+        self.refuse("the array")
+
+
+class Cell(Absent):
+    """Storage in a traced program: the value that it holds at this point of the trace.
 
     Attributes:
         trace: the trace that it belongs to.
@@ -43,8 +83,8 @@ class Cell:
         "__weakref__",
         "_is_contiguous",
         "_is_exact",
+        "_lost",
         "_seen",
-        "_torn",
         "_view_of",
         "_writes",
         "dtype",
@@ -52,9 +92,6 @@ class Cell:
         "trace",
         "value",
     )
-
-    # NumPy hands operations on cells back to them.
-    __array_priority__ = 2000
 
     def __init__(self, trace: Trace, value: Value, is_contiguous: bool = False) -> None:
         self.trace = trace
@@ -68,8 +105,8 @@ class Cell:
         #: Whether NumPy would give a view, and not a copy because of how the elements lie.
         self._is_exact = True
         self._is_contiguous = is_contiguous
-        #: The line of a write of which nobody knows whether it reached this storage.
-        self._torn = ""
+        #: Why the value cannot be known any more; empty while it is.
+        self._lost = ""
 
     @property
     def ndim(self) -> int:
@@ -105,12 +142,8 @@ class Cell:
 
     def read(self) -> Value:
         """Return the value that the cell holds now."""
-        if self._torn:
-            raise TraceError(
-                f"{self._torn} wrote into the result of a reshape, of which it is not known "
-                "whether it shares its storage with this tensor; clone() one of the two before "
-                "the write"
-            )
+        if self._lost:
+            raise TraceError(self._lost)
         if self._view_of is None:
             return self.value
         base, op, attrs = self._view_of
@@ -130,7 +163,7 @@ class Cell:
         """Store ``value``, of the same shape and dtype, for all that share the storage."""
         if self._view_of is None:
             self.value = value
-            self._torn = ""
+            self._lost = ""
             self._writes += 1
             return
         base, op, attrs = self._view_of
@@ -139,7 +172,11 @@ class Cell:
             self._view_of = None
             self.value = value
             self._writes = 1
-            base.root._torn = location
+            base.root.lose(
+                f"{location} wrote into the result of a reshape, of which it is not known whether "
+                "it shares its storage with a tensor that is used later; clone() one of the two "
+                "before the write"
+            )
             return
         scatter = _SCATTERS.get(op)
         if scatter is None:
@@ -150,6 +187,10 @@ class Cell:
         base.write(self.trace.rewrite(scatter, (base.read(), value), attrs), location)
         self.value = value
         self._seen = self.root._writes
+
+    def lose(self, reason: str) -> None:
+        """Make it an error, with the message ``reason``, to read the cell from now on."""
+        self._lost = reason
 
     def path(self) -> tuple[Any, ...]:
         """Return the root and the ops by which this view is made of it, for comparison."""
@@ -170,37 +211,8 @@ class Cell:
         """Return a cell of its own with the same values."""
         return Cell(self.trace, self.read())
 
-    # What needs values
-
     def refuse(self, use: str) -> NoReturn:
-        """Raise the error for a ``use`` of the values in Python."""
         raise self.trace.error_for(self.value, use)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
-        self.refuse(f"the array's {name!r}")
-
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        self.refuse("a conversion to an array")
-
-    def __array_ufunc__(self, ufunc: Any, *args: Any, **kwargs: Any) -> Any:
-        self.refuse(f"np.{ufunc.__name__}")
-
-    def __array_function__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        self.refuse(f"np.{function.__name__}")
-
-    def __getitem__(self, key: Any) -> Any:
-        self.refuse("an element")
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.refuse("a write to the array")
-
-    def __len__(self) -> int:
-        self.refuse("the array")
-
-    def __iter__(self) -> Any:
-        self.refuse("the array")
 
     def __repr__(self) -> str:
         return f"<traced {self.value.spec}>"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,21 @@ class GradSlot:
         self.is_set = False
 
 
+@dataclass(eq=False)
+class Watched:
+    """Something that is no tensor and shaped the traced program.
+
+    Attributes:
+        what: what errors call it.
+        probe: returns what is to be compared.
+        value: what it returned at the end of the trace.
+    """
+
+    what: str
+    probe: Callable[[], Any]
+    value: Any = None
+
+
 class Trace:
     """The record of one run of a function on traced tensors.
 
@@ -114,6 +130,14 @@ class Trace:
         #: Tensors that stand for the arguments, by id.
         self.arguments: dict[int, Tensor] = {}
         self.reads: list[tuple[Array, weakref.ref[Tensor], str, str]] = []
+        #: What the program depends on besides tensors, by what it is called.
+        self.watched: dict[str, Watched] = {}
+        #: What is to be called after each run of the graph.
+        self.after: list[Callable[[], Any]] = []
+        self.labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._roots: list[Any] = []
+        self._stack: list[Any] = []
+        self._paths: dict[int, str] = {}
         self._origins: dict[int, tuple[str, str]] = {}
         #: Tensors from outside that were written to, with what they were before.
         self._touched: dict[int, tuple[Tensor, dict[str, Any], list[int] | None]] = {}
@@ -298,6 +322,59 @@ class Trace:
         else:
             slot.now, slot.is_set = value, True
 
+    # Modules, and what else shapes the program
+
+    def enter(self, module: Any) -> str:
+        """Note that ``module`` is being called, and return the scope around it."""
+        around = self.scope
+        if not self._stack and not any(root is module for root in self._roots):
+            self._roots.append(module)
+            for path, inside in module.named_modules():
+                self._paths.setdefault(id(inside), path)
+            for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+                self.label(tensor, path)
+        self._stack.append(module)
+        path = self._paths.get(id(module))
+        if path is None:  # made within a call
+            path = ".".join(part for part in (around, type(module).__name__) if part)
+        self.scope = path or around
+        what = f"layer {path}" if path else type(module).__name__
+        self.watch(f"{what} #{id(module)}", lambda: attributes_of(module))
+        return around
+
+    def leave(self, around: str) -> None:
+        """Note that the call of a module is over."""
+        self._stack.pop()
+        self.scope = around
+
+    def watch(self, what: str, probe: Callable[[], Any]) -> None:
+        """Have the program traced anew when ``probe()`` returns something else than now."""
+        if what not in self.watched:
+            self.watched[what] = Watched(what, probe)
+
+    def label(self, tensor: Tensor, name: str, owner: Tensor | None = None) -> None:
+        """Say what people call a tensor from outside: ``name``, of ``owner`` if there is one."""
+        if owner is not None:
+            ref, of = self.labels.get(id(owner), (None, ""))
+            name = f"{of}.{name}" if ref is not None and ref() is owner else name
+        self.labels.setdefault(id(tensor), (weakref.ref(tensor), name))
+
+    def after_call(self, callback: Callable[[], Any], writes: Sequence[Tensor], what: str) -> None:
+        """Have ``callback`` called after each run of the graph.
+
+        Args:
+            callback: called with nothing, outside of the trace.
+            writes: the tensors that it will change, which must not be read later in the trace.
+            what: what errors call it.
+        """
+        self.after.append(callback)
+        for tensor in writes:
+            self.cell_of(tensor).lose(
+                f"{what} at {user_line()} runs after each call of {self.name}, because it is no "
+                "tensor program; so nothing that it changes can be used after it: call it last, "
+                "or outside"
+            )
+
     # Values that are asked for
 
     def note_read(self, tensor: Tensor, use: str) -> None:
@@ -354,6 +431,9 @@ class Trace:
         self.captures.clear()
         self.grads.clear()
         self._origins.clear()
+        self._roots.clear()
+        self._paths.clear()
+        self.labels.clear()
         self.reads.clear()
 
     def __enter__(self) -> Trace:
@@ -370,6 +450,45 @@ class Trace:
     def __exit__(self, *exception: object) -> None:
         modes.state.trace = self._before
         self.restore()
+
+
+#: What attributes of modules are compared by value; all others are compared by identity.
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def attributes_of(module: Any) -> dict[str, Any]:
+    """Return the attributes of a module, in a form that compares unequal when one changes."""
+    hooks = module._hooks
+    found = {name: _frozen(value) for name, value in vars(module).items() if name != "_hooks"}
+    if hooks is not None:
+        found["_hooks"] = (tuple(map(id, hooks.before)), tuple(map(id, hooks.after)))
+    found["training"] = module.training
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return (type(value), *[_frozen(part) for part in value])
+    if isinstance(value, dict):
+        return (type(value), *[(key, _frozen(part)) for key, part in value.items()])
+    return Same(value)
+
+
+class Same:
+    """An object that equals only itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def expand(

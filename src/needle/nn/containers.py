@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
+from needle.config import changes
 from needle.errors import ArgumentError, ArgumentTypeError, OutOfRangeError, ShapeError
 from needle.nn.module import Module
 from needle.shapes import as_index
@@ -12,6 +13,7 @@ from needle.shapes import as_index
 
 def _as_module(value: Any, owner: str, place: object) -> Module:
     if isinstance(value, Module):
+        changes.note()
         return value
     if isinstance(value, type) and issubclass(value, Module):
         raise ArgumentTypeError(
@@ -131,6 +133,7 @@ class Sequential(_Container):
 
     def __delitem__(self, index: int) -> None:
         is_numbered = all(name.isdecimal() for name in self._items)
+        changes.note()
         del self._items[self._key(index)]
         if is_numbered:
             self._renumber(list(self._items.values()))
@@ -195,6 +198,7 @@ class ModuleList(_Container):
         self._items[self._key(index)] = _as_module(module, "ModuleList", index)
 
     def __delitem__(self, index: int) -> None:
+        changes.note()
         del self._items[self._key(index)]
         self._renumber(list(self._items.values()))
 
@@ -264,6 +268,7 @@ class ModuleDict(_Container):
 
     def __delitem__(self, name: str) -> None:
         self[name]
+        changes.note()
         del self._items[name]
 
     def __contains__(self, name: object) -> bool:

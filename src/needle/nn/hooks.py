@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from needle.config import changes
+
 #: ``hook(module, args)``: may return new arguments, a tuple or a single one.
 ForwardPreHook = Callable[[Any, tuple[Any, ...]], Any]
 #: ``hook(module, args, result)``: may return another result.
@@ -45,6 +47,7 @@ class HookHandle:
         # By identity: hooks may compare equal to each other.
         for i, hook in enumerate(self._hooks):
             if hook is self._hook:
+                changes.note()
                 del self._hooks[i]
                 return
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from needle.config import changes, modes
 from needle.devices import Device, as_device
 from needle.dtypes import DType, as_dtype, is_float
 from needle.errors import ArgumentTypeError, DTypeError, NeedleError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Module")
 T = TypeVar("T")
+
+_MISSING = object()
 
 #: What the outermost module is called in the path of an error.
 ROOT = "model"
@@ -72,6 +75,8 @@ class Module:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        trace = modes.state.trace
+        around = None if trace is None else trace.enter(self)
         try:
             if self._hooks is None:
                 return self.forward(*args, **kwargs)
@@ -79,11 +84,20 @@ class Module:
         except NeedleError as error:
             _locate(error, self)
             raise
+        finally:
+            if trace is not None:
+                trace.leave(around)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (Tensor, list, tuple, dict)):
             value = self._checked(name, value)
+        if getattr(self, name, _MISSING) is not value:
+            changes.note()
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        changes.note()
+        object.__delattr__(self, name)
 
     def _checked(self, name: str, value: Any) -> Any:
         """Return what to store for ``value``; refuse what looks like a parameter and is none."""
@@ -392,6 +406,7 @@ class Module:
             raise ArgumentTypeError(f"a hook must be callable, got {type(hook).__name__}")
         if self._hooks is None:
             self._hooks = Hooks()
+        changes.note()
         hooks: list[Any] = getattr(self._hooks, when)
         hooks.append(hook)
         return HookHandle(hooks, hook)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from needle.config import changes, modes
 from needle.dtypes import as_dtype, is_float
 from needle.errors import DTypeError
+from needle.inplace import assign
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise
 
@@ -99,7 +101,14 @@ def _take(target: Tensor, data: Any, dtype: Any, device: Any) -> None:
 
 
 def rebound(buffer: Buffer, value: Tensor) -> Buffer:
-    """Return ``value``, storage and history, as a buffer that takes the place of ``buffer``."""
+    """Return ``value``, storage and history, as a buffer that takes the place of ``buffer``.
+
+    While a function is traced, ``buffer`` is overwritten instead: it is there in all calls.
+    """
+    trace = modes.state.trace
+    if trace is not None and (value.shape, value.dtype) == (buffer.shape, buffer.dtype):
+        assign(buffer, value, "assignment to a buffer")
+        return buffer
     result = Buffer(value, persistent=buffer.persistent)
     result._version = value._version
     result._node = value._node
@@ -114,6 +123,9 @@ def replace_storage(tensor: Tensor, source: Tensor) -> None:
 
     Graphs recorded before keep the old storage, so their backward pass stays right.
     """
+    if modes.state.trace is not None:
+        raise modes.state.trace.unsupported("a module's to(), which gives parameters new storage")
+    changes.note()
     tensor._data = source._data
     tensor._version = [0]
     tensor._history = 0

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from needle.config import enable_grad, no_grad
+from needle.config import changes, enable_grad, modes, no_grad
 from needle.creation import full, zeros, zeros_like
 from needle.dtypes import accumulation_dtype, int64, is_float
 from needle.errors import (
@@ -123,6 +123,7 @@ class Optimizer(ABC):
                 )
             seen.add(id(p))
         self.param_groups.append(new)
+        changes.note()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters.
@@ -183,6 +184,9 @@ class Optimizer(ABC):
 
     def _step_group(self, group: ParamGroup, members: list[Tensor]) -> None:
         self._ensure_state(group, members)
+        trace = modes.state.trace
+        if trace is not None:
+            self._describe(trace, group)
         names = self.state_names(group.options)
         for step, params in self._counters(group, members):
             rows = []
@@ -191,6 +195,18 @@ class Optimizer(ABC):
                 grad: Any = p.grad
                 rows.append(Row(p, grad, {name: state[name] for name in names}))
             foreach.run(self, group.options, group.numbers, step, rows)
+
+    def _describe(self, trace: Any, group: ParamGroup) -> None:
+        """Tell a trace what shapes the arithmetic of a step, and what its tensors are called."""
+        trace.watch(
+            f"the options of {type(self).__name__}",
+            lambda: [(g.options, tuple(map(id, g["params"]))) for g in self.param_groups],
+        )
+        for name, number in group.numbers.items():
+            trace.label(number, name)
+        for p in group["params"]:
+            for name, t in self.state.get(p, {}).items():
+                trace.label(t, name, p)
 
     def init_state(self) -> None:
         """Create the state of all parameters now, instead of when they are first stepped.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from needle.config import no_grad
+from needle.config import changes, no_grad
 from needle.creation import asarray, zeros
 from needle.dtypes import float64
 from needle.errors import ArgumentError, ArgumentTypeError
@@ -227,4 +227,7 @@ class ParamGroup(MutableMapping[str, Any]):
             self._switch(name, True)
 
     def _switch(self, name: str, on: bool) -> None:
-        self.options = self.options | {name} if on else self.options - {name}
+        options = self.options | {name} if on else self.options - {name}
+        if options != self.options:
+            self.options = options
+            changes.note()

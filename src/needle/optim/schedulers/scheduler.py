@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from needle.config import modes
 from needle.errors import ArgumentError, ArgumentTypeError, StateDictError
 from needle.optim.optimizer import Optimizer
 from needle.shapes import as_index
@@ -75,7 +76,14 @@ class LRScheduler(ABC):
         Raises:
             ArgumentError: a learning rate is not what this scheduler has set, so that something
                 else changes it, too, and one of the two would be lost.
+            TraceError: in a traced function, something needs the learning rate after this.
         """
+        trace = modes.state.trace
+        if trace is not None:
+            # A schedule is Python of any kind, and so is run after each call of what is compiled.
+            numbers = [t for g in self.optimizer.param_groups for t in g.numbers.values()]
+            trace.after_call(self.step, numbers, f"{type(self).__name__}.step()")
+            return
         for i, (group, last) in enumerate(
             zip(self.optimizer.param_groups, self._last_lr, strict=False)
         ):
