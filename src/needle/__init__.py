@@ -14,6 +14,7 @@ from needle.backends.cpu.threads import (
     get_num_threads as get_num_threads,
     set_num_threads as set_num_threads,
 )
+from needle.compiled import Compiled as Compiled, compile as compile
 from needle.config import (
     detect_anomaly as detect_anomaly,
     enable_grad as enable_grad,

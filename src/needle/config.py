@@ -212,6 +212,15 @@ class inference_mode(Mode):
     settings: ClassVar[dict[str, Any]] = {"grad": False, "inference": True}
 
 
+class untraced(Mode):
+    """Run ops now, on values, even while a function is traced: to make state when it is needed.
+
+    What is made becomes state of the traced program, with these values to begin with.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"trace": None}
+
+
 class detect_anomaly(Mode):
     """Raise at the op in which a NaN or an infinity first appears, forward or backward.
 

@@ -81,6 +81,7 @@ class Cell(Absent):
 
     __slots__ = (
         "__weakref__",
+        "_barred",
         "_is_contiguous",
         "_is_exact",
         "_lost",
@@ -107,6 +108,8 @@ class Cell(Absent):
         self._is_contiguous = is_contiguous
         #: Why the value cannot be known any more; empty while it is.
         self._lost = ""
+        #: Why ops must not use the value any more.
+        self._barred = ""
 
     @property
     def ndim(self) -> int:
@@ -141,6 +144,12 @@ class Cell(Absent):
         return cell
 
     def read(self) -> Value:
+        """Return the value that the cell holds now, for an op to use."""
+        if self._barred:
+            raise TraceError(self._barred)
+        return self.last()
+
+    def last(self) -> Value:
         """Return the value that the cell holds now."""
         if self._lost:
             raise TraceError(self._lost)
@@ -191,6 +200,10 @@ class Cell(Absent):
     def lose(self, reason: str) -> None:
         """Make it an error, with the message ``reason``, to read the cell from now on."""
         self._lost = reason
+
+    def bar(self, reason: str) -> None:
+        """Make it an error, with the message ``reason``, for ops to read the cell from now on."""
+        self._barred = reason
 
     def path(self) -> tuple[Any, ...]:
         """Return the root and the ops by which this view is made of it, for comparison."""

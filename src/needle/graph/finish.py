@@ -61,12 +61,12 @@ class End:
     def add_writes(self) -> None:
         """Make what was overwritten an output that takes over the storage."""
         for stand_in, value in zip(self.stand_ins, self.inputs, strict=True):
-            now = stand_in._data.read()
+            now = stand_in._data.last()
             if now is not value:
                 self.donations.append((self._output(now), value))
         for capture in self.run.captures.values():
             if capture.is_written:
-                self.donations.append((self._output(capture.cell.read()), capture.value))
+                self.donations.append((self._output(capture.cell.last()), capture.value))
 
     def add_grads(self, keep_grads: bool) -> None:
         """Make gradients that were set outputs."""

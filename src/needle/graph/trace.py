@@ -13,7 +13,7 @@ from needle.config import modes
 from needle.graph.finish import End
 from needle.graph.ir import Value
 from needle.graph.traced import Traced, is_array
-from needle.graph.tracing import Trace
+from needle.graph.tracing import Restart, Trace
 from needle.shapes import Spec
 from needle.tensor import Tensor
 
@@ -46,8 +46,18 @@ def trace(
             v1: float32[3] = add(v0, 1.0)  ...
             return v1
     """
+    while True:
+        try:
+            return _trace(function, args, kwargs, keep_grads)
+        except Restart:  # noqa: PERF203 - once, if at all
+            continue
+
+
+def _trace(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep_grads: bool
+) -> Traced:
     leaves, structure = tree.flatten((args, kwargs))
-    names = _argument_names(function, args, kwargs)
+    names = argument_names(function, args, kwargs)
     run = Trace(function_name(function), modes.state.trace)
     places: dict[int, int] = {}
     inputs: list[Value] = []
@@ -91,7 +101,7 @@ def function_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _argument_names(
+def argument_names(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[str]:
     """Return a name for each leaf of the arguments: ``x``, ``batch[0]``, ``options['p']``."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Capture:
     @property
     def is_written(self) -> bool:
         """Whether the traced function overwrote it."""
-        return self.cell.read() is not self.value
+        return self.cell.last() is not self.value
 
 
 class GradSlot:
@@ -99,6 +99,10 @@ class Watched:
     what: str
     probe: Callable[[], Any]
     value: Any = None
+
+
+class Restart(Exception):
+    """Ends a trace that is to be made again, because state was made that it should begin with."""
 
 
 class Trace:
@@ -347,6 +351,10 @@ class Trace:
         self._stack.pop()
         self.scope = around
 
+    def restart(self) -> NoReturn:
+        """Trace the function again from its beginning."""
+        raise Restart
+
     def watch(self, what: str, probe: Callable[[], Any]) -> None:
         """Have the program traced anew when ``probe()`` returns something else than now."""
         if what not in self.watched:
@@ -369,7 +377,7 @@ class Trace:
         """
         self.after.append(callback)
         for tensor in writes:
-            self.cell_of(tensor).lose(
+            self.cell_of(tensor).bar(
                 f"{what} at {user_line()} runs after each call of {self.name}, because it is no "
                 "tensor program; so nothing that it changes can be used after it: call it last, "
                 "or outside"

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from needle.config import changes, enable_grad, modes, no_grad
+from needle.config import changes, enable_grad, modes, no_grad, untraced
 from needle.creation import full, zeros, zeros_like
 from needle.dtypes import accumulation_dtype, int64, is_float
 from needle.errors import (
@@ -200,13 +200,19 @@ class Optimizer(ABC):
         """Tell a trace what shapes the arithmetic of a step, and what its tensors are called."""
         trace.watch(
             f"the options of {type(self).__name__}",
-            lambda: [(g.options, tuple(map(id, g["params"]))) for g in self.param_groups],
+            lambda: [self._layout(g) for g in self.param_groups],
         )
         for name, number in group.numbers.items():
             trace.label(number, name)
         for p in group["params"]:
             for name, t in self.state.get(p, {}).items():
                 trace.label(t, name, p)
+
+    def _layout(self, group: ParamGroup) -> Any:
+        """Return what shapes a step besides values: options, and which tensors there are."""
+        params = group["params"]
+        state = [{n: id(t) for n, t in self.state.get(p, {}).items()} for p in params]
+        return group.options, [id(p) for p in params], state
 
     def init_state(self) -> None:
         """Create the state of all parameters now, instead of when they are first stepped.
@@ -223,6 +229,10 @@ class Optimizer(ABC):
 
     def _ensure_state(self, group: ParamGroup, params: Iterable[Tensor]) -> None:
         """Make the state tensors that are missing; a switch turned on later asks for more."""
+        with untraced():
+            self._make_state(group, params)
+
+    def _make_state(self, group: ParamGroup, params: Iterable[Tensor]) -> None:
         names = self.state_names(group.options)
         counter: Tensor | None = None
         for p in params:
@@ -232,6 +242,7 @@ class Optimizer(ABC):
                 state["step"] = counter
             for name in names:
                 if name not in state:
+                    changes.note()
                     dtype = accumulation_dtype(p.dtype)
                     state[name] = full(
                         p.shape, self.initial_value(group), dtype=dtype, device=p.device
@@ -256,10 +267,14 @@ class Optimizer(ABC):
                 if p.grad is None and id(step) in sharing:
                     # This one stays behind: the others go on with a counter of their own.
                     together = sharing.pop(id(step))
-                    own = self.state[together[0]]["step"].clone()
+                    changes.note()
+                    with untraced():
+                        own = self.state[together[0]]["step"].clone()
                     for q in together:
                         self.state[q]["step"] = own
                     sharing[id(own)] = together
+                    if modes.state.trace is not None:
+                        modes.state.trace.restart()  # it may have counted with the old one
         return [(self.state[params[0]]["step"], params) for params in sharing.values()]
 
     # Saving

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.config import no_grad
+from needle.config import changes, no_grad
 from needle.creation import asarray
 from needle.dtypes import DType, accumulation_dtype, int64
 from needle.errors import NeedleError, StateDictError
@@ -148,6 +148,7 @@ def _compare_state(
 
 def _restore_group(optimizer: Optimizer, group: ParamGroup, states: Mapping[int, State]) -> None:
     """Write the states into the tensors that are there, so that who holds those sees the values."""
+    changes.note()
     counters: dict[int, Tensor] = {}
     taken: set[int] = set()
     for i, p in enumerate(group["params"]):

@@ -1,0 +1,46 @@
+"""What a backend gives for a graph, and which backends there are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from needle.errors import ArgumentError
+from needle.graph.interpret import Interpreter
+from needle.graph.ir import Graph
+from needle.ops.samples import Array
+
+#: The names of the backends, the default first.
+BACKENDS = ("interpret",)
+
+
+class Executable(Protocol):
+    """A graph that can be run."""
+
+    def run(self, arrays: list[Array], /) -> list[Array]:
+        """Run the graph; several threads may do so at once.
+
+        Args:
+            arrays: one for each input of the graph, C-contiguous and aligned, of its shape and
+                dtype. Those that take an output (`Graph.donations`) are writable; nothing else
+                shares memory with them.
+
+        Returns:
+            An array for each output. A donated input has been overwritten, and is the output that
+            it takes; all other outputs are new arrays, which share memory with nothing.
+        """
+
+
+def build(graph: Graph, backend: str | None = None) -> Executable:
+    """Return an executable of ``graph``.
+
+    Args:
+        graph: what to run.
+        backend: one of `BACKENDS`; None is the first.
+
+    Raises:
+        ArgumentError: there is no such backend.
+    """
+    name = BACKENDS[0] if backend is None else backend
+    if name == "interpret":
+        return Interpreter(graph)
+    raise ArgumentError(f"compile: there is no backend {name!r}; there are {', '.join(BACKENDS)}")

@@ -1,0 +1,294 @@
+"""compile: trace a function once for each signature, and run what was compiled from then on."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+
+from needle import tree
+from needle.arrays import to_array
+from needle.compiled.executable import build
+from needle.compiled.specialization import Specialization
+from needle.config import modes
+from needle.devices import META
+from needle.errors import ArgumentError, ArgumentTypeError, TraceError
+from needle.graph.ir import Graph
+from needle.graph.trace import argument_names, function_name, trace
+from needle.graph.traced import Traced, is_array
+from needle.tensor import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: One trace at a time: a trace sets gradients and versions of the state, and puts them back.
+_tracing = threading.RLock()
+
+
+class Compiled(Generic[P, R]):
+    """A function that is traced and compiled when it is first called; what `compile` returns.
+
+    Attributes:
+        function: the function as it was written: call it to run eagerly.
+        specializations: what it has been compiled for.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        check: bool = False,
+        budget: int = 8,
+        keep_grads: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        if not callable(function):
+            raise ArgumentTypeError(
+                f"compile: needs a function or a module, got {type(function).__name__}"
+            )
+        if budget < 1:
+            raise ArgumentError(f"compile: the budget must be at least 1, got {budget}")
+        self.function = function
+        self.check = check
+        self.budget = budget
+        self.keep_grads = keep_grads
+        self.backend = backend
+        self._table: dict[Any, list[Specialization]] = {}
+        self._last: Specialization | None = None
+        functools.update_wrapper(self, function, updated=())
+
+    @property
+    def specializations(self) -> list[Specialization]:
+        """What the function has been compiled for, in order."""
+        return [s for entries in self._table.values() for s in entries]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        state = modes.state
+        if state.trace is not None:
+            return self.function(*args, **kwargs)
+        last = self._last
+        if last is not None and not kwargs:
+            arrays = last.accept(args, state)
+            if arrays is not None:
+                return cast("R", last.call(args, arrays))
+        return cast("R", self._call(args, kwargs))
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, structure = tree.flatten((args, kwargs))
+        if any(isinstance(leaf, Tensor) and leaf.device is META for leaf in leaves):
+            return self.function(*args, **kwargs)
+        found = self._specialize(args, kwargs, leaves, structure)
+        self._last = found
+        arrays = [to_array(leaf, None) for leaf in leaves if is_array(leaf)]
+        return found.call_any(leaves, arrays)
+
+    def _specialize(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: list[Any],
+        structure: tree.TreeDef,
+    ) -> Specialization:
+        """Return the specialisation for these arguments; make it if there is none."""
+        key = self._key(args, kwargs, leaves, structure)
+        found = self._find(key, leaves)
+        if found is not None:
+            return found
+        with _tracing:
+            found = self._find(key, leaves)  # another thread may have made it meanwhile
+            if found is None:
+                self._check_budget(key, args, kwargs)
+                traced = trace(self.function, *args, keep_grads=self.keep_grads, **kwargs)
+                executable = build(traced.graph, self.backend)
+                is_flat = not kwargs and len(leaves) == len(args)
+                found = Specialization(traced, executable, leaves, len(args) if is_flat else None)
+                if not found.is_valid():
+                    raise TraceError(
+                        f"{function_name(self.function)}: what it depends on was changed while it "
+                        "was traced, by the function itself or by another thread"
+                    )
+                self._table.setdefault(key, []).append(found)
+            return found
+
+    def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | None:
+        for candidate in reversed(self._table.get(key, ())):
+            if candidate.is_valid() and candidate._fits_grads(leaves):
+                return candidate
+        return None
+
+    def _key(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: list[Any],
+        structure: tree.TreeDef,
+    ) -> Any:
+        state = modes.state
+        parts = tuple([_leaf_key(leaf) for leaf in leaves])
+        if not _is_hashable(parts):
+            names = argument_names(self.function, args, kwargs)
+            name, leaf = next(
+                (n, x) for n, x in zip(names, leaves, strict=True) if not _is_hashable(_leaf_key(x))
+            )
+            raise ArgumentTypeError(
+                f"{function_name(self.function)}: the argument {name} is a {type(leaf).__name__}, "
+                "neither a tensor nor hashable; what is no tensor is part of the signature: pass "
+                "numbers, a tuple or a frozen dataclass, or let the function take it from outside"
+            )
+        return structure, parts, state.grad, state.inference
+
+    def _check_budget(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        made = self.specializations
+        if len(made) < self.budget:
+            return
+        name = function_name(self.function)
+        reason = self._what_changes(key, args, kwargs)
+        raise TraceError(
+            f"{name} has been compiled for {len(made)} signatures, which is its budget, and now "
+            f"comes another one: {reason}. Pad it to one extent, declare the extent to vary with "
+            f"ndl.Dim, or allow more with compile(..., budget={2 * self.budget}); "
+            f"{name}.specializations lists them"
+        )
+
+    def _what_changes(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return which argument differs most from call to call."""
+        names = argument_names(self.function, args, kwargs)
+        columns: list[list[Any]] = [[part] for part in key[1]]
+        for structure, parts, *_ in self._table:
+            if structure == key[0]:
+                for column, part in zip(columns, parts, strict=True):
+                    if part not in column:
+                        column.append(part)
+        most = max(range(len(columns)), key=lambda i: len(columns[i]), default=-1)
+        if most < 0 or len(columns[most]) == 1:
+            return "what it takes from outside (modes of layers, state) changes"
+        shown = ", ".join(_show(part) for part in columns[most][-4:])
+        what = "shape" if columns[most][0][0] is _TENSOR else "value"
+        return f"the {what} of the argument {names[most]} keeps changing ({shown}, …)"
+
+    # Looking inside
+
+    def trace(self, *args: P.args, **kwargs: P.kwargs) -> Traced:
+        """Return what the function is traced to for these arguments, without running it."""
+        with _tracing:
+            return trace(self.function, *args, keep_grads=self.keep_grads, **kwargs)
+
+    def graph(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
+        """Return the graph of the function for these arguments, without running it.
+
+        Example:
+            >>> double = ndl.compile(lambda x: x * 2)
+            >>> len(double.graph(ndl.ones(3)).nodes)
+            1
+        """
+        return self.trace(*args, **kwargs).graph
+
+    def __repr__(self) -> str:
+        name = function_name(self.function)
+        return f"<compiled {name}: {len(self.specializations)} specializations>"
+
+
+_TENSOR = object()
+
+
+def _leaf_key(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        data = leaf._data
+        return _TENSOR, data.shape, data.dtype, leaf._requires_grad, leaf._node is None
+    if is_array(leaf):
+        array = to_array(leaf, None)
+        return _TENSOR, array.shape, array.dtype, False, True
+    return leaf.__class__, leaf
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _show(part: Any) -> str:
+    return str(list(part[1])) if part[0] is _TENSOR else repr(part[1])
+
+
+@overload
+def compile(function: Callable[P, R], /) -> Compiled[P, R]: ...
+
+
+@overload
+def compile(
+    function: None = None,
+    /,
+    *,
+    check: bool = ...,
+    budget: int = ...,
+    keep_grads: bool = ...,
+    backend: str | None = ...,
+) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
+
+
+@overload
+def compile(
+    function: Callable[P, R],
+    /,
+    *,
+    check: bool = ...,
+    budget: int = ...,
+    keep_grads: bool = ...,
+    backend: str | None = ...,
+) -> Compiled[P, R]: ...
+
+
+def compile(function: Any = None, /, **options: Any) -> Any:
+    """Compile a function over tensors, up to a whole training step; also as a decorator.
+
+    The function is traced when it is first called with arguments of some signature: it runs once,
+    on tensors without values, and what it does to tensors is written down. From then on a call runs
+    the compiled program, and the Python of the function does not run again. Tensors that the
+    function takes from outside (parameters, buffers, optimizer state, learning rate, random state)
+    are read at each call and updated in place.
+
+    The signature is the structure of the arguments, shapes and dtypes of tensors and arrays, the
+    value of everything else, and the modes (`no_grad`, `train()`). What cannot be compiled is an
+    error that names the line and the way out; nothing falls back to eager execution.
+
+    Args:
+        function: what to compile; a module is compiled as its call.
+        check: whether each call also runs op by op, and the first op whose result differs is an
+            error.
+        budget: for how many signatures at most it may be compiled.
+        keep_grads: whether `grad` of a parameter that the function itself updates is kept. Without,
+            its values are not written to memory, and using them is an error.
+        backend: what runs the program; ``"interpret"`` runs it op by op, for comparison.
+
+    Returns:
+        A `Compiled`; its `function` is the one given.
+
+    Raises:
+        ArgumentTypeError: it cannot be called.
+
+    Example:
+        >>> w = ndl.Tensor([1.0, 2.0])
+        >>> optimizer = ndl.optim.SGD([w], lr=0.1)
+        >>> @ndl.compile
+        ... def step(x):
+        ...     optimizer.zero_grad()
+        ...     loss = (w * x).sum()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     return loss
+        >>> step(ndl.ones(2)), step(ndl.ones(2))
+        (Tensor(3.), Tensor(2.8))
+        >>> w
+        Tensor([0.8, 1.8], requires_grad=True)
+    """
+    if function is None:
+        return lambda f: Compiled(f, **options)
+    return Compiled(function, **options)

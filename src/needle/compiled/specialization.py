@@ -1,0 +1,290 @@
+"""A specialisation: a function compiled for one signature, and how it is called."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from needle import tree
+from needle.compiled.dropped import dropped_grad
+from needle.compiled.executable import Executable
+from needle.compiled.storage import check_apart, is_behaved, root_of
+from needle.config import State, changes, modes
+from needle.errors import ArgumentError, TraceError
+from needle.graph.traced import Traced, is_array
+from needle.ops.samples import Array
+from needle.tensor import Tensor, initialise
+
+
+class Specialization:
+    """A traced function with its executable.
+
+    Args:
+        traced: the trace.
+        executable: what runs its graph.
+        leaves: the flattened arguments that it was traced with.
+        positional: how many of the leaves are positional arguments themselves; None if they are
+            in lists or are given by name, so that the arguments must be flattened at each call.
+
+    Attributes:
+        calls: how often it was called.
+    """
+
+    def __init__(
+        self, traced: Traced, executable: Executable, leaves: Sequence[Any], positional: int | None
+    ) -> None:
+        self.traced = traced
+        self.executable = executable
+        self.calls = 0
+        self._token: object = None
+        state = modes.state
+        self._grad, self._inference = state.grad, state.inference
+        graph = traced.graph
+        n = traced.arguments
+        self._donations = graph.donations
+        self._written_arguments = sorted(i for i in graph.donations.values() if i < n)
+        self._written_state = sorted(i - n for i in graph.donations.values() if i >= n)
+        #: For each tensor among the leaves its place; the inverse of `Result.argument`.
+        self._places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+        self._plan = None if positional is None else _plan(leaves)
+        #: Captured inputs whose array is a gradient, which is another one at each call.
+        self._moving = [(i, s) for i, s in enumerate(traced.sources) if s.owner is not None]
+        self._requires_grad = [tuple(t._requires_grad for t in s.tensors) for s in traced.sources]
+        self._lock = threading.RLock() if graph.donations or traced.grads or traced.after else None
+        self._single = self._single_output()
+        self._dropped = [
+            None if g.spec is None else dropped_grad(g.spec, graph.name) for g in traced.grads
+        ]
+        self._has_effects = bool(graph.donations or traced.grads or traced.after)
+        # Set by `bind`.
+        self._state: list[Array] = []
+        self._versions: list[list[int]] = []
+        self._is_odd = False
+        self._written_roots: set[int] = set()
+
+    def _single_output(self) -> int | None:
+        results = self.traced.results
+        if self.traced.structure == tree.LEAF and results[0].output is not None:
+            return None if results[0].requires_grad else results[0].output
+        return None
+
+    # Does it fit?
+
+    def is_valid(self) -> bool:
+        """Whether what was captured is still what it was traced with; binds its arrays."""
+        if self._token is changes.token:
+            return self._fits_grads(())
+        token = changes.token
+        if not self.bind():
+            return False
+        self._token = token
+        return True
+
+    def bind(self) -> bool:
+        """Take the arrays that the state has now; False if the trace does not fit them."""
+        traced = self.traced
+        arrays: list[Array] = []
+        specs = [v.spec for v in traced.graph.inputs[traced.arguments :]]
+        for source, spec, flags in zip(traced.sources, specs, self._requires_grad, strict=True):
+            array = source.find()
+            if array.__class__ is not np.ndarray:
+                return False
+            if array.shape != spec.shape or array.dtype != spec.dtype:
+                return False
+            if tuple([t._requires_grad for t in source.tensors]) != flags:
+                return False
+            if any(t._data is not array for t in source.tensors) and source.owner is None:
+                return False
+            arrays.append(array)
+        if any(w.probe() != w.value for w in traced.watched):
+            return False
+        names = [v.name for v in traced.graph.inputs[traced.arguments :]]
+        check_apart(arrays, self._written_state, names)
+        for i in self._written_state:
+            if not arrays[i].flags.writeable:
+                raise ArgumentError(
+                    f"{traced.graph.name}: {names[i] or 'a tensor'} is overwritten, but its array "
+                    "is read-only; clone() it first"
+                )
+        versions = [
+            source.tensors[0]._version
+            for source in (traced.sources[i] for i in self._written_state)
+            if source.tensors
+        ]
+        self._versions = [v for v in versions if v is not None]
+        self._is_odd = not all(is_behaved(a) for a in arrays)
+        self._written_roots = {id(root_of(arrays[i])) for i in self._written_state}
+        self._state = arrays
+        return True
+
+    def _fits_grads(self, leaves: Sequence[Any]) -> bool:
+        """Whether the gradients that the function reads are there, or missing, as in the trace."""
+        for tensor, was_none in self.traced.entry:
+            owner = leaves[self._places[tensor]] if isinstance(tensor, int) else tensor
+            if (owner._grad is None) is not was_none:
+                return False
+        for i, source in self._moving:
+            array = source.find()
+            spec = self.traced.graph.inputs[self.traced.arguments + i].spec
+            if array.__class__ is np.ndarray and (array.shape, array.dtype) != tuple(spec):
+                return False
+        return True
+
+    def accept(self, args: tuple[Any, ...], state: State) -> list[Array] | None:
+        """Return the arrays of positional arguments; None if something is not as in the trace."""
+        plan = self._plan
+        if (
+            plan is None
+            or self._token is not changes.token
+            or state.grad is not self._grad
+            or state.inference is not self._inference
+            or len(args) != len(plan)
+        ):
+            return None
+        arrays: list[Array] = []
+        for leaf, (shape, dtype, requires_grad, is_leaf) in zip(args, plan, strict=True):
+            if shape is None:
+                if leaf is not dtype:
+                    return None
+                continue
+            if leaf.__class__ is not Tensor:
+                return None
+            data = leaf._data
+            if (
+                data.__class__ is not np.ndarray
+                or data.dtype is not dtype
+                or data.shape != shape
+                or leaf._requires_grad is not requires_grad
+                or (leaf._node is None) is not is_leaf
+                or not data.flags.carray
+            ):
+                return None
+            arrays.append(data)
+        if self._is_odd or not self._fits_grads(args):
+            return None
+        if self._written_roots or self._written_arguments:
+            self._check_arguments(arrays)
+        arrays += self._state
+        for i, source in self._moving:
+            arrays[self.traced.arguments + i] = source.find()
+        return arrays
+
+    def _check_arguments(self, arrays: list[Array]) -> None:
+        """Raise if an argument shares memory with what the function overwrites."""
+        for i, array in enumerate(arrays):
+            base = array.base
+            if id(array if base is None else base) in self._written_roots:
+                raise TraceError(
+                    f"{self.traced.graph.name}: the argument {self._name(i)} shares its memory "
+                    "with state that the function overwrites; pass a clone() of it"
+                )
+        if self._written_arguments:
+            names = [v.name for v in self.traced.graph.inputs]
+            check_apart([*arrays, *self._state], self._written_arguments, names)
+
+    def _name(self, i: int) -> str:
+        return self.traced.graph.inputs[i].name
+
+    # Calls
+
+    def call(self, leaves: Sequence[Any], arrays: list[Array]) -> Any:
+        """Run on arrays that `accept` returned, and do what the function does besides."""
+        self.calls += 1
+        if not self._has_effects:
+            outputs = self.executable.run(arrays)
+            if self._single is not None:
+                return initialise(
+                    Tensor.__new__(Tensor), outputs[self._single], not modes.state.inference
+                )
+            return self._results(leaves, outputs)
+        assert self._lock is not None
+        with self._lock:
+            try:
+                outputs = self.executable.run(arrays)
+            finally:
+                for version in self._versions:
+                    version[0] += 1
+                for i in self._written_arguments:
+                    _bump(leaves[self._places[i]])
+            self._set_grads(leaves, outputs)
+            result = self._results(leaves, outputs)
+            for callback in self.traced.after:
+                callback()
+        return result
+
+    def call_any(self, leaves: Sequence[Any], arrays: list[Array]) -> Any:
+        """Run on any arrays for the arguments: of any layout, read-only where only read."""
+        for i in self._written_arguments:
+            if not arrays[i].flags.writeable:
+                raise ArgumentError(
+                    f"{self.traced.graph.name}: the argument {self._name(i)} is overwritten, but "
+                    "its array is read-only; pass a copy"
+                )
+        self._check_arguments(arrays)
+        given = [*arrays, *self._state]
+        for i, source in self._moving:
+            given[self.traced.arguments + i] = source.find()
+        behaved = [a if is_behaved(a) else np.array(a, order="C", copy=True) for a in given]
+        result = self.call(leaves, behaved)
+        for place in self._donations.values():
+            if behaved[place] is not given[place]:
+                np.copyto(given[place], behaved[place])
+        return result
+
+    def _set_grads(self, leaves: Sequence[Any], outputs: list[Array]) -> None:
+        for update, dropped in zip(self.traced.grads, self._dropped, strict=True):
+            tensor = update.tensor
+            if tensor is None:
+                assert update.argument is not None
+                tensor = leaves[self._places[update.argument]]
+            if update.output is not None:
+                tensor._grad = initialise(Tensor.__new__(Tensor), outputs[update.output], True)
+            else:
+                tensor._grad = dropped if update.is_dropped else None
+
+    def _results(self, leaves: Sequence[Any], outputs: list[Array]) -> Any:
+        values: list[Any] = []
+        is_tracked = not modes.state.inference
+        for result in self.traced.results:
+            if result.output is not None:
+                tensor = initialise(Tensor.__new__(Tensor), outputs[result.output], is_tracked)
+                values.append(tensor)
+            elif result.argument is not None:
+                values.append(leaves[self._places[result.argument]])
+            else:
+                values.append(result.constant)
+        return tree.unflatten(self.traced.structure, values)
+
+    def __repr__(self) -> str:
+        graph = self.traced.graph
+        arguments = ", ".join(f"{v.name}: {v.spec}" for v in graph.inputs[: self.traced.arguments])
+        state = len(graph.inputs) - self.traced.arguments
+        return (
+            f"<{graph.name}({arguments}): {len(graph.nodes)} ops, {state} tensors of state, "
+            f"{self.calls} calls>"
+        )
+
+
+def _plan(leaves: Sequence[Any]) -> list[tuple[Any, Any, bool, bool]]:
+    """Return what is compared of each positional argument: a tensor's spec, or the object."""
+    plan: list[tuple[Any, Any, bool, bool]] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            data = leaf._data
+            plan.append((data.shape, data.dtype, leaf._requires_grad, leaf._node is None))
+        elif is_array(leaf):
+            plan.append((leaf.shape, None, False, True))  # never equal: arrays are converted first
+        else:
+            plan.append((None, leaf, False, True))
+    return plan
+
+
+def _bump(leaf: Any) -> None:
+    """Count a write to the storage of an argument."""
+    if isinstance(leaf, Tensor) and leaf._version is not None:
+        if leaf._history == leaf._version[0]:
+            leaf._history += 1
+        leaf._version[0] += 1
