@@ -10,13 +10,12 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from needle import tree
 from needle.arrays import to_array
-from needle.compiled.executable import build
 from needle.compiled.specialization import Specialization
 from needle.config import modes
 from needle.devices import META
 from needle.errors import ArgumentError, ArgumentTypeError, TraceError
 from needle.graph.ir import Graph
-from needle.graph.trace import argument_names, function_name, trace
+from needle.graph.trace import argument_names, function_name, trace_call
 from needle.graph.traced import Traced, is_array
 from needle.tensor import Tensor
 
@@ -103,10 +102,9 @@ class Compiled(Generic[P, R]):
             found = self._find(key, leaves)  # another thread may have made it meanwhile
             if found is None:
                 self._check_budget(key, args, kwargs)
-                traced = trace(self.function, *args, keep_grads=self.keep_grads, **kwargs)
-                executable = build(traced.graph, self.backend)
+                traced = self._trace(args, kwargs)
                 is_flat = not kwargs and len(leaves) == len(args)
-                found = Specialization(traced, executable, leaves, len(args) if is_flat else None)
+                found = Specialization(traced, leaves, is_flat, self.backend)
                 if not found.is_valid():
                     raise TraceError(
                         f"{function_name(self.function)}: what it depends on was changed while it "
@@ -114,6 +112,11 @@ class Compiled(Generic[P, R]):
                     )
                 self._table.setdefault(key, []).append(found)
             return found
+
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+        return trace_call(
+            self.function, args, kwargs, keep_grads=self.keep_grads, differentiable=True
+        )
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | None:
         for candidate in reversed(self._table.get(key, ())):
@@ -176,7 +179,7 @@ class Compiled(Generic[P, R]):
     def trace(self, *args: P.args, **kwargs: P.kwargs) -> Traced:
         """Return what the function is traced to for these arguments, without running it."""
         with _tracing:
-            return trace(self.function, *args, keep_grads=self.keep_grads, **kwargs)
+            return self._trace(args, kwargs)
 
     def graph(self, *args: P.args, **kwargs: P.kwargs) -> Graph:
         """Return the graph of the function for these arguments, without running it.

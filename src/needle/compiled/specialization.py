@@ -10,7 +10,8 @@ import numpy as np
 
 from needle import tree
 from needle.compiled.dropped import dropped_grad
-from needle.compiled.executable import Executable
+from needle.compiled.executable import Executable, build
+from needle.compiled.history import History
 from needle.compiled.storage import check_apart, is_behaved, root_of
 from needle.config import State, changes, modes
 from needle.errors import ArgumentError, TraceError
@@ -24,20 +25,21 @@ class Specialization:
 
     Args:
         traced: the trace.
-        executable: what runs its graph.
         leaves: the flattened arguments that it was traced with.
-        positional: how many of the leaves are positional arguments themselves; None if they are
-            in lists or are given by name, so that the arguments must be flattened at each call.
+        is_flat: whether the leaves are the positional arguments themselves; otherwise, the
+            arguments must be flattened at each call.
+        backend: what runs the graph.
 
     Attributes:
+        executable: what runs the graph.
         calls: how often it was called.
     """
 
     def __init__(
-        self, traced: Traced, executable: Executable, leaves: Sequence[Any], positional: int | None
+        self, traced: Traced, leaves: Sequence[Any], is_flat: bool, backend: str | None = None
     ) -> None:
         self.traced = traced
-        self.executable = executable
+        self.executable: Executable = build(traced.graph, backend)
         self.calls = 0
         self._token: object = None
         state = modes.state
@@ -49,7 +51,7 @@ class Specialization:
         self._written_state = sorted(i - n for i in graph.donations.values() if i >= n)
         #: For each tensor among the leaves its place; the inverse of `Result.argument`.
         self._places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
-        self._plan = None if positional is None else _plan(leaves)
+        self._plan = _plan(leaves) if is_flat else None
         #: Captured inputs whose array is a gradient, which is another one at each call.
         self._moving = [(i, s) for i, s in enumerate(traced.sources) if s.owner is not None]
         self._requires_grad = [tuple(t._requires_grad for t in s.tensors) for s in traced.sources]
@@ -59,6 +61,8 @@ class Specialization:
             None if g.spec is None else dropped_grad(g.spec, graph.name) for g in traced.grads
         ]
         self._has_effects = bool(graph.donations or traced.grads or traced.after)
+        backward = traced.backward
+        self._history = None if backward is None else History(traced, backward, backend)
         # Set by `bind`.
         self._state: list[Array] = []
         self._versions: list[list[int]] = []
@@ -68,7 +72,8 @@ class Specialization:
     def _single_output(self) -> int | None:
         results = self.traced.results
         if self.traced.structure == tree.LEAF and results[0].output is not None:
-            return None if results[0].requires_grad else results[0].output
+            is_plain = self.traced.backward is None and not results[0].requires_grad
+            return results[0].output if is_plain else None
         return None
 
     # Does it fit?
@@ -199,7 +204,7 @@ class Specialization:
                 return initialise(
                     Tensor.__new__(Tensor), outputs[self._single], not modes.state.inference
                 )
-            return self._results(leaves, outputs)
+            return self._results(leaves, arrays, outputs)
         assert self._lock is not None
         with self._lock:
             try:
@@ -210,7 +215,7 @@ class Specialization:
                 for i in self._written_arguments:
                     _bump(leaves[self._places[i]])
             self._set_grads(leaves, outputs)
-            result = self._results(leaves, outputs)
+            result = self._results(leaves, arrays, outputs)
             for callback in self.traced.after:
                 callback()
         return result
@@ -245,17 +250,21 @@ class Specialization:
             else:
                 tensor._grad = dropped if update.is_dropped else None
 
-    def _results(self, leaves: Sequence[Any], outputs: list[Array]) -> Any:
+    def _results(self, leaves: Sequence[Any], arrays: list[Array], outputs: list[Array]) -> Any:
         values: list[Any] = []
         is_tracked = not modes.state.inference
         for result in self.traced.results:
             if result.output is not None:
                 tensor = initialise(Tensor.__new__(Tensor), outputs[result.output], is_tracked)
+                tensor._requires_grad = result.requires_grad
                 values.append(tensor)
             elif result.argument is not None:
                 values.append(leaves[self._places[result.argument]])
             else:
                 values.append(result.constant)
+        if self._history is not None:
+            arguments = [leaves[i] for i in self._places]
+            self._history.attach(values, arguments, arrays, outputs)
         return tree.unflatten(self.traced.structure, values)
 
     def __repr__(self) -> str:

@@ -45,7 +45,7 @@ class Absent:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        self.refuse(f"the array's {name!r}")
+        self.refuse(f"a use of its values ({name})")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         self.refuse("a conversion to an array")

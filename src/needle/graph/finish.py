@@ -11,6 +11,7 @@ import numpy as np
 from needle import tree
 from needle.errors import TraceError
 from needle.graph.cell import Cell, describe
+from needle.graph.differentiate import BackwardTrace, trace_backward
 from needle.graph.ir import Graph, Node, Value
 from needle.graph.traced import GradUpdate, Result, Source, Traced
 from needle.graph.tracing import Capture, GradSlot, Same, Trace
@@ -38,13 +39,28 @@ class End:
         self.grads: list[GradUpdate] = []
         self.entry: list[tuple[Tensor | int, bool]] = []
         self.owners: dict[int, Tensor] = {}
+        self.backward: BackwardTrace | None = None
 
     def _output(self, value: Value) -> int:
         self.outputs.append(value)
         return len(self.outputs) - 1
 
-    def add_result(self, leaf: Any) -> None:
-        """Note a leaf of what the function returned."""
+    def take_results(self, returned: Any, differentiable: bool) -> tree.TreeDef:
+        """Note what the function returned and wrote, and return the structure of its result."""
+        leaves, structure = tree.flatten(returned)
+        for leaf in leaves:
+            self._add_result(leaf)
+        self._add_writes()
+        if differentiable:
+            roots = [
+                (i, leaf)
+                for i, leaf in enumerate(leaves)
+                if self.results[i].output is not None and _is_recorded(leaf)
+            ]
+            self.backward = trace_backward(self.run, roots, self.stand_ins)
+        return structure
+
+    def _add_result(self, leaf: Any) -> None:
         if not isinstance(leaf, Tensor):
             self.results.append(Result(constant=leaf))
             return
@@ -56,9 +72,10 @@ class End:
             # Whether it is state or was made just now is known when all else is released.
             self.pending.append((len(self.results), weakref.ref(leaf)))
         index = self._output(self.run.cell_of(leaf).read())
-        self.results.append(Result(output=index, requires_grad=leaf._requires_grad))
+        is_leaf = leaf._requires_grad and leaf._node is None
+        self.results.append(Result(output=index, requires_grad=is_leaf))
 
-    def add_writes(self) -> None:
+    def _add_writes(self) -> None:
         """Make what was overwritten an output that takes over the storage."""
         for stand_in, value in zip(self.stand_ins, self.inputs, strict=True):
             now = stand_in._data.last()
@@ -165,6 +182,10 @@ class End:
         outputs = self._without_dead(donations)
         name = run.name if run.name.isidentifier() else "lambda_"
         graph = Graph(inputs, [*constants, *run.nodes], outputs, donations, name)
+        backward = None
+        if self.backward is not None:
+            shared = {id(outputs[r.output]): r.output for r in self.results if r.output is not None}
+            backward = self.backward.finish(graph, constants, shared)
         watched, after = list(run.watched.values()), list(run.after)
         run.close()
         return Traced(
@@ -176,6 +197,7 @@ class End:
             self.entry,
             watched,
             after,
+            backward,
             len(self.inputs),
         )
 
@@ -215,6 +237,11 @@ class End:
             if item.output is not None:
                 item.output = new[item.output]
         return [self.outputs[i] for i in kept]
+
+
+def _is_recorded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is the end of a recorded graph that no backward pass has freed."""
+    return tensor._node is not None and bool(tensor._node.edges)
 
 
 def _references(capture: Capture) -> tuple[int, int]:

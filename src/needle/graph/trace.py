@@ -18,9 +18,7 @@ from needle.shapes import Spec
 from needle.tensor import Tensor
 
 
-def trace(
-    function: Callable[..., Any], *args: Any, keep_grads: bool = True, **kwargs: Any
-) -> Traced:
+def trace(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Traced:
     """Run ``function`` on tensors without values, and return the graph of what it did.
 
     Tensors, NumPy arrays and scalars among the arguments (also in lists, tuples and dicts) become
@@ -31,8 +29,6 @@ def trace(
     Args:
         function: what to trace.
         args: its arguments; of the tensors, only shape, dtype and `requires_grad` matter.
-        keep_grads: whether gradients are outputs when the function has also overwritten the tensor
-            that they belong to.
         kwargs: its keyword arguments.
 
     Raises:
@@ -46,15 +42,41 @@ def trace(
             v1: float32[3] = add(v0, 1.0)  ...
             return v1
     """
+    return trace_call(function, args, kwargs)
+
+
+def trace_call(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    keep_grads: bool = True,
+    differentiable: bool = False,
+) -> Traced:
+    """Do what `trace` does, with options.
+
+    Args:
+        function: what to trace.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        keep_grads: whether gradients are outputs when the function has also overwritten the tensor
+            that they belong to.
+        differentiable: whether to trace the backward pass of the results, too, for a function that
+            is differentiated outside; see `Traced.backward`.
+    """
     while True:
         try:
-            return _trace(function, args, kwargs, keep_grads)
+            return _trace(function, args, kwargs, keep_grads, differentiable)
         except Restart:  # noqa: PERF203 - once, if at all
             continue
 
 
 def _trace(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep_grads: bool
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    keep_grads: bool,
+    differentiable: bool,
 ) -> Traced:
     leaves, structure = tree.flatten((args, kwargs))
     names = argument_names(function, args, kwargs)
@@ -70,17 +92,13 @@ def _trace(
         stand_ins = [leaf for leaf in leaves if id(leaf) in places]
         new_args, new_kwargs = tree.unflatten(structure, leaves)
         del leaves
-        returned, result_structure = tree.flatten(function(*new_args, **new_kwargs))
-        del new_args, new_kwargs
         end = End(run, inputs, places, stand_ins)
-        for leaf in returned:
-            end.add_result(leaf)
-        end.add_writes()
+        # Nothing here keeps what the function made: what is alive at the end, somebody else holds.
+        result_structure = end.take_results(function(*new_args, **new_kwargs), differentiable)
         end.add_grads(keep_grads)
         end.check_history()
         end.check_leaks()
-    # Whatever is alive after this line, somebody else holds.
-    del returned, stand_ins
+    del new_args, new_kwargs, stand_ins
     return end.finish(result_structure)
 
 

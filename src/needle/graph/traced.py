@@ -10,6 +10,7 @@ import numpy as np
 
 from needle import tree
 from needle.arrays import to_array
+from needle.graph.differentiate import Backward
 from needle.graph.ir import Graph
 from needle.graph.tracing import Watched
 from needle.ops.samples import Array
@@ -49,7 +50,7 @@ class Result:
         output: index of the graph's output that holds its values.
         argument: index of the argument that was returned as it is.
         constant: an object that is always the same: a tensor of the state, a Python number.
-        requires_grad: whether gradients flow through it, for an output.
+        requires_grad: whether it is a new leaf that requires a gradient.
     """
 
     output: int | None = None
@@ -90,6 +91,7 @@ class Traced:
         entry: tensors whose `grad` the function has read, with whether it was None.
         watched: what else the graph depends on.
         after: what is to be called after each run.
+        backward: how gradients go from the results to arguments and state; None where they do not.
         arguments: how many of the inputs are arguments.
     """
 
@@ -101,6 +103,7 @@ class Traced:
     entry: list[tuple[Tensor | int, bool]]
     watched: list[Watched]
     after: list[Callable[[], Any]]
+    backward: Backward | None
     arguments: int
 
     @property
