@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,20 +83,24 @@ class Compiled:
         *,
         sizes: dict[str, int] | None = None,
         extra: Array | None = None,
-        tasks: Sequence[int] | None = None,
+        threads: int = 1,
     ) -> Array:
-        """Run all tasks, the last one first, on dirty workspaces; return C."""
+        """Run all tasks, the last one first, on dirty workspaces; return C.
+
+        ``sizes`` and ``threads`` are for kernels that are given their sizes when they run.
+        """
         kernel = self.kernel
         sizes = sizes or {}
         count = kernel.tasks
+        given = np.zeros(len(kernel.parameters), np.int64)
         m = kernel.spec.m
         if kernel.parameters:
-            count = sizes["batch_tasks"] * sizes["row_tasks"] * sizes["column_tasks"]
+            given[:] = kernel.sizes(threads, **sizes)
+            count = int(given[-3:].prod())
             m = sizes.get("m", m)
-        given = np.array([sizes[p] for p in kernel.parameters], np.int64)
         bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m or 0)
         function = self.library.function(kernel.name, *[ctypes.c_void_p] * 6, ctypes.c_int64)
-        for task in reversed(range(count)) if tasks is None else tasks:
+        for task in reversed(range(count)):
             workspace = Guards().copy(np.full(bytes_, 0xFF, np.uint8))
             pointers = [a, b, c, extra, workspace, given]
             function(*[0 if p is None else address(p) for p in pointers], task)

@@ -66,6 +66,17 @@ def spec_of(a: Array, b: Array, c: Array, **rest: Any) -> GemmSpec:
     return GemmSpec(a.shape[-2], b.shape[-1], a.shape[-1], matrix(a), matrix(b), matrix(c), **rest)
 
 
+#: Decisions for large products, taken for small ones.
+SMALL_BLOCKS = {
+    "PACKED_FROM_ROWS": 0,
+    "LARGE": 0,
+    "K_WHOLE": 16,
+    "K_BLOCK": 16,
+    "PACKED_BYTES": 2 * 16 * 64 * 4,
+    "ROW_BLOCK": 30,
+    "APART": 0,
+}
+
 SHAPES = [
     (1, 1, 1),
     (5, 7, 9),
@@ -147,11 +158,8 @@ def test_blocks_do_not_change_bits(
     layout: str, monkeypatch: pytest.MonkeyPatch, target: Any, compile_product: Any, guards: Any
 ) -> None:
     """k in blocks, B packed, rows in blocks: what is done for large products, on a small one."""
-    monkeypatch.setattr(plan, "PACKED_FROM", 0)
-    monkeypatch.setattr(plan, "K_WHOLE", 16)
-    monkeypatch.setattr(plan, "K_BLOCK", 16)
-    monkeypatch.setattr(plan, "PACKED_BYTES", 2 * 16 * 64 * 4)
-    monkeypatch.setattr(plan, "ROW_BLOCK", 30)
+    for name, value in SMALL_BLOCKS.items():
+        monkeypatch.setattr(plan, name, value)
     m, n, k = 100, 300, 50
     rng = np.random.default_rng(3)
     a = laid_out(random(rng, (m, k)), layout[0] == "t")
@@ -289,8 +297,11 @@ class TestInvariance:
 
 
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
-def test_extents_at_run_time(layout: str, compile_product: Any, guards: Any, target: Any) -> None:
+def test_extents_at_run_time(
+    layout: str, monkeypatch: pytest.MonkeyPatch, compile_product: Any, guards: Any, target: Any
+) -> None:
     """One kernel for all shapes and layouts."""
+    monkeypatch.setattr(plan, "PARALLEL_FROM", 100)
     unknown = Matrix(dtypes.float32, None, None, (None,))
     spec = GemmSpec(None, None, None, unknown, unknown, replace(unknown, column=1), (None,))
     product = compile_product(spec)
@@ -303,9 +314,8 @@ def test_extents_at_run_time(layout: str, compile_product: Any, guards: Any, tar
         for name, x in (("a", a), ("b", b), ("c", c)):
             sizes |= {f"{name}_row": x.strides[0] // 4, f"{name}_column": x.strides[1] // 4}
             sizes |= {f"{name}_batch0": 0}
-        for tasks in (1, 3):
-            sizes |= {"batch_tasks": 1, "row_tasks": 1, "column_tasks": tasks}
-            got = product(*map(guards.copy, (a, b, c)), sizes=sizes)
+        for threads in (1, 3):
+            got = product(*map(guards.copy, (a, b, c)), sizes=sizes, threads=threads)
             np.testing.assert_array_equal(got, chain(a, b, target.fma))
 
 

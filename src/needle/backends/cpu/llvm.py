@@ -442,7 +442,7 @@ class Function:
         self,
         start: Index,
         stop: Index,
-        step: int,
+        step: Index,
         carried: Sequence[Operand],
         body: Callable[[Index, list[Operand]], Sequence[Operand] | None],
         *,
@@ -453,7 +453,7 @@ class Function:
         Args:
             start: first value of i.
             stop: where it ends.
-            step: a positive constant.
+            step: a positive number.
             carried: what the carried values are before the first turn.
             body: from i and the carried values to their next ones.
             runs: whether it is known to run at least once.
@@ -465,7 +465,7 @@ class Function:
         if isinstance(start, int) and isinstance(stop, int):
             if stop <= start:
                 return list(carried)
-            if stop - start <= step:
+            if isinstance(step, int) and stop - start <= step:
                 return list(body(start, list(carried)) or [])
         before = self._block
         head, done = self._fresh("loop"), self._fresh("done")
@@ -480,7 +480,7 @@ class Function:
         place = self.segment()
         inside = [Operand(f"%{self._fresh('c')}", c.dtype, c.lanes) for c in carried]
         after = list(body(i, inside) or [])
-        following = self.value(f"add nuw nsw i64 {i.text}, {step}")
+        following = self.value(f"add nuw nsw i64 {i.text}, {self.operand(step).text}")
         again = self.value(f"icmp slt i64 {following}, {last.text}")
         latch = self._block
         self.emit(f"br i1 {again}, label %{head}, label %{done}")

@@ -18,7 +18,7 @@ from needle.dtypes import DType
 #: An epilogue of more instructions than this is emitted once, in a loop, not once per vector.
 INLINE_INSTRUCTIONS = 12
 #: Multiply-adds in one turn of the loop over k, about.
-UNROLLED = 64
+UNROLLED = 48
 
 
 @dataclass(frozen=True)

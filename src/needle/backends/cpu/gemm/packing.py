@@ -1,116 +1,273 @@
 """Copies of operands in the order in which the microkernel reads them.
 
 A packed panel of B holds, for each k in turn, the columns of one tile. Packing turns a transposed B
-round, converts 16-bit floats, and computes operands that are not in memory; and a large B packed
-lies on few pages, its rows no longer at strides that share cache sets.
+round, converts 16-bit floats, and computes operands that are not in memory; and a large matrix
+packed lies on few pages, its rows no longer at strides that share sets of the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from needle.backends.cpu.gemm.spec import Extent
-from needle.backends.cpu.llvm import Function, Index, Module, Operand
+from needle.backends.cpu.gemm.plan import uses_masks
+from needle.backends.cpu.llvm import Function, Index, Operand
 from needle.dtypes import DType
 
 
-def pack_rows(
+def pack_computed(
     f: Function,
-    dtype: DType,
+    load: Callable[[Index, Index, int, Operand | None], Operand],
+    target: str,
+    rows: Index,
     widths: Sequence[int],
     tail: Index,
-    k: Index,
-    target: str,
-    load: Callable[[Function, Index, int, int, Operand | None], Operand],
 ) -> None:
-    """Emit the packing of one panel from loads of vectors along the rows of B.
+    """Emit the packing of a panel of B that is computed: ``load(k, column, lanes, mask)``.
 
     Args:
         f: where to emit.
-        dtype: of the packed elements.
-        widths: lanes of the vectors of the tile.
-        tail: how many lanes of the last vector exist; 0 for all.
-        k: rows of the panel.
+        load: computes elements (k, column …) of the panel.
         target: where the panel goes.
-        load: ``load(f, k, column, lanes, mask)``: elements (k, column …) of the panel.
+        rows: of the panel.
+        widths: lanes of the vectors of a row.
+        tail: how many lanes of the last vector exist; 0 for all.
     """
-    columns = [sum(w or 1 for w in widths[:j]) for j in range(len(widths))]
     masks: list[Operand | None] = [None] * len(widths)
     if tail != 0:
         masks[-1] = f.tail_mask(tail, widths[-1])
     total = sum(w or 1 for w in widths)
 
-    def row(i: Index, _: list[Operand]) -> None:
-        to = f.pointer(target, f.mul_index(i, total), dtype)
-        for column, width, mask in zip(columns, widths, masks, strict=True):
-            f.store(load(f, i, column, width, mask), to, column)
+    def row(k: Index, _: list[Operand]) -> None:
+        column = 0
+        for width, mask in zip(widths, masks, strict=True):
+            x = load(k, column, width, mask)
+            f.store(x, target, f.add_index(f.mul_index(k, total), column))
+            column += width or 1
 
-    f.loop(0, k, 1, [], row)
+    f.loop(0, rows, 1, [], row)
 
 
-def pack_columns(module: Module, dtype: DType, lanes: int, stride: Extent, panel: Extent) -> str:
-    """Return a function that packs ``lanes`` columns of a B whose columns are contiguous.
+def copy_rows(
+    f: Function,
+    source: tuple[str, DType, Index],
+    target: tuple[str, DType, Index],
+    rows: Index,
+    columns: Index,
+) -> None:
+    """Emit the copy of a matrix of which neighbours in a row are neighbours in memory.
 
-    ``void name(ptr source, ptr target, i64 k, i64 count[, i64 stride][, i64 panel])``: ``count``
-    columns, ``stride`` elements apart, become the first ``lanes`` of each row of the panel, whose
-    rows are ``panel`` elements. Squares of ``lanes`` × ``lanes`` are turned round in registers.
+    Args:
+        f: where to emit.
+        source: address, dtype, and elements from one row to the next.
+        target: the same; elements are converted.
+        rows: how many rows.
+        columns: how many columns.
     """
-    key = ("gemm pack columns", dtype, lanes, stride, panel)
-    if key in module.memo:
-        return module.memo[key]
+    name = _copy_function(f, source[1], target[1], columns)
+    given = [f"ptr {source[0]}", f"ptr {target[0]}"]
+    given += [f.operand(x).typed for x in (source[2], target[2], rows)]
+    if not isinstance(columns, int):
+        given.append(columns.typed)
+    f.emit(f"call void @{name}({', '.join(given)})")
+
+
+def _copy_function(f: Function, source: DType, target: DType, columns: Index) -> str:
+    known = columns if isinstance(columns, int) else None
+    key = ("gemm copy", source, target, known)
+    if key in f.module.memo:
+        return f.module.memo[key]
     arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
-    arguments |= {"k": "i64", "count": "i64"}
-    arguments |= {
-        name: "i64" for name, value in (("stride", stride), ("panel", panel)) if value is None
-    }
-    name = module.memo[key] = module.unique("pack_columns")
-    f = Function(module, name, arguments, inline="noinline")
-    k, count = f.argument("k"), f.argument("count")
-    step: Index = f.argument("stride") if stride is None else stride
-    width: Index = f.argument("panel") if panel is None else panel
+    arguments |= {"from_step": "i64", "to_step": "i64", "rows": "i64"}
+    if known is None:
+        arguments["columns"] = "i64"
+    name = f.module.memo[key] = f.module.unique("pack_rows")
+    g = Function(f.module, name, arguments, inline="noinline")
+    count: Index = g.argument("columns") if known is None else known
+    lanes = f.target.lanes(target)
+
+    def row(i: Index, _: list[Operand]) -> None:
+        start = g.pointer("%source", g.mul_index(i, g.argument("from_step")), source)
+        to = g.pointer("%target", g.mul_index(i, g.argument("to_step")), target)
+
+        def copy(width: int) -> Callable[[Index, list[Operand]], None]:
+            def at(j: Index, _: list[Operand]) -> None:
+                g.store(g.convert(g.load(start, j, source, width), target), to, j)
+
+            return at
+
+        whole = g.mul_index(g.floordiv_index(count, lanes), lanes)
+        if isinstance(whole, int) and whole <= 8 * lanes:
+            for j in range(0, whole, lanes):
+                copy(lanes)(j, [])
+        else:
+            g.loop(0, whole, lanes, [], copy(lanes))
+        g.loop(whole, count, 1, [], copy(0))
+
+    g.loop(0, g.argument("rows"), 1, [], row)
+    return g.end()
+
+
+def copy_elements(
+    f: Function,
+    source: tuple[str, DType, Index, Index],
+    target: tuple[str, DType, Index],
+    rows: Index,
+    columns: Index,
+) -> None:
+    """Emit the copy of a matrix of any strides (of rows, of columns), element by element."""
+    key = ("gemm copy elements", source[1], target[1])
+    name = f.module.memo.get(key)
+    if name is None:
+        name = f.module.memo[key] = f.module.unique("pack_elements")
+        arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
+        arguments |= dict.fromkeys(("row_step", "column_step", "to_step", "rows", "columns"), "i64")
+        g = Function(f.module, name, arguments, inline="noinline")
+        step = g.argument("column_step")
+
+        def row(i: Index, _: list[Operand]) -> None:
+            start = g.pointer("%source", g.mul_index(i, g.argument("row_step")), source[1])
+            to = g.pointer("%target", g.mul_index(i, g.argument("to_step")), target[1])
+
+            def element(j: Index, _: list[Operand]) -> None:
+                x = g.load(start, g.mul_index(j, step), source[1])
+                g.store(g.convert(x, target[1]), to, j)
+
+            g.loop(0, g.argument("columns"), 1, [], element)
+
+        g.loop(0, g.argument("rows"), 1, [], row)
+        g.end()
+    given = [f"ptr {source[0]}", f"ptr {target[0]}"]
+    sizes = (source[2], source[3], target[2], rows, columns)
+    given += [f.operand(x).typed for x in sizes]
+    f.emit(f"call void @{name}({', '.join(given)})")
+
+
+def can_turn(dtype: DType) -> bool:
+    """Whether `turn` serves a dtype."""
+    return dtype.itemsize in (4, 8)
+
+
+def turn(
+    f: Function,
+    source: tuple[str, DType, Index],
+    target: tuple[str, Index],
+    k: Index,
+    columns: Index,
+) -> None:
+    """Emit the packing of columns, as many as a vector has lanes, that are contiguous in memory.
+
+    They become the first elements of each row of the panel. Up to a vector of rows more than k may
+    be written.
+
+    Args:
+        f: where to emit.
+        source: address, dtype, and elements from one column to the next.
+        target: address, and elements from one row to the next.
+        k: rows.
+        columns: how many of the columns exist.
+    """
+    dtype = source[1]
+    key = ("gemm turn", dtype)
+    name = f.module.memo.get(key)
+    if name is None:
+        name = f.module.memo[key] = f.module.unique("pack_turned")
+        arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
+        arguments |= dict.fromkeys(("from_step", "to_step", "rows", "columns"), "i64")
+        _turn_function(Function(f.module, name, arguments, inline="noinline"), dtype)
+    given = [f"ptr {source[0]}", f"ptr {target[0]}"]
+    given += [f.operand(x).typed for x in (source[2], target[1], k, columns)]
+    f.emit(f"call void @{name}({', '.join(given)})")
+
+
+def _turn_function(f: Function, dtype: DType) -> None:
+    """Emit the function of `turn`: squares are turned round in registers."""
+    lanes = f.target.lanes(dtype)
+    rows, step = f.argument("rows"), f.argument("to_step")
     # Columns that do not exist are read from the last that does: nothing uses what they give.
-    last = f.sub_index(count, 1)
+    last = f.sub_index(f.argument("columns"), 1)
     sources = [
-        f.pointer("%source", f.mul_index(f.min_index(j, last), step), dtype) for j in range(lanes)
+        f.pointer("%source", f.mul_index(f.min_index(j, last), f.argument("from_step")), dtype)
+        for j in range(lanes)
     ]
-    whole = f.mul_index(f.floordiv_index(k, lanes), lanes)
 
-    def square(i: Index, _: list[Operand]) -> None:
-        turned = transpose(f, [f.load(s, i, dtype, lanes) for s in sources])
-        start = f.pointer("%target", f.mul_index(i, width), dtype)
-        for u, row in enumerate(turned):
-            f.store(row, start, f.mul_index(u, width))
+    def square(k: Index, mask: Operand | None) -> None:
+        columns = [f.load(s, k, dtype, lanes, mask) for s in sources]
+        start = f.pointer("%target", f.mul_index(k, step), dtype)
+        for i, row in enumerate(transpose(f, columns)):
+            f.store(row, start, f.mul_index(i, step))
 
-    f.loop(0, whole, lanes, [], square)
+    def masked(k: Index, _: list[Operand]) -> None:
+        square(k, f.tail_mask(f.sub_index(rows, k), lanes))
 
-    def single(i: Index, _: list[Operand]) -> None:
+    def single(k: Index, _: list[Operand]) -> None:
         row = f.constant(0, dtype, lanes)
         for j, source in enumerate(sources):
-            row = f.insert(row, f.load(source, i, dtype), j)
-        f.store(row, "%target", f.mul_index(i, width))
+            row = f.insert(row, f.load(source, k, dtype), j)
+        f.store(row, "%target", f.mul_index(k, step))
 
-    f.loop(whole, k, 1, [], single)
-    return f.end()
+    if uses_masks(f.target, dtype):
+        f.loop(0, rows, lanes, [], masked)
+    else:
+        whole = f.mul_index(f.floordiv_index(rows, lanes), lanes)
+        f.loop(0, whole, lanes, [], lambda k, _: square(k, None))
+        f.loop(whole, rows, 1, [], single)
+    f.end()
 
 
-def transpose(f: Function, rows: list[Operand]) -> list[Operand]:
-    """Return the columns of a square matrix given by its rows, n vectors of n lanes.
+def transpose(f: Function, rows: Sequence[Operand]) -> list[Operand]:
+    """Return the columns of a square matrix given by its rows: n vectors of n lanes.
 
-    In log2(n) stages: stage s exchanges blocks of 2^s × 2^s between rows that are 2^s apart. Blocks
-    within 16 bytes first, which is what shuffles are fast at.
+    First blocks of 16 bytes are turned round, then they are moved as wholes: all of it shuffles of
+    one instruction.
     """
     n = len(rows)
-    size = 1
-    while size < n:
+    block = 16 // rows[0].dtype.itemsize
+    rows = list(rows)
+    # Within 16 bytes: interleave neighbours, as elements, then as pairs.
+    width = 1
+    while width < block:
+        low, high = _interleaved(n, block, width)
         result = list(rows)
         for i in range(n):
-            if i & size:
+            if i & width:
                 continue
-            x, y = rows[i], rows[i + size]
-            low = [j if not j & size else n + j - size for j in range(n)]
-            high = [j + size if not j & size else n + j for j in range(n)]
-            result[i] = f.shuffle(x, y, low)
-            result[i + size] = f.shuffle(x, y, high)
+            x, y = rows[i], rows[i + width]
+            # Of the rows i and i + width, columns are left where their number says they belong.
+            first, second = f.shuffle(x, y, low), f.shuffle(x, y, high)
+            result[i], result[i + width] = first, second
         rows = result
-        size *= 2
+        width *= 2
+    rows = _untangled(rows, block)
+    # Blocks: from each two vectors those of even, and of odd number.
+    chunks = n // block
+    while chunks > 1:
+        even = [b * block + e for b in range(0, 2 * n // block, 2) for e in range(block)]
+        odd = [i + block for i in even]
+        result = []
+        for i in range(0, n, 2 * block):
+            result += [f.shuffle(rows[i + j], rows[i + block + j], even) for j in range(block)]
+        for i in range(0, n, 2 * block):
+            result += [f.shuffle(rows[i + j], rows[i + block + j], odd) for j in range(block)]
+        rows = result
+        chunks //= 2
     return rows
+
+
+def _interleaved(n: int, block: int, width: int) -> tuple[list[int], list[int]]:
+    """Return masks that interleave groups of ``width`` of the lower, upper halves of blocks."""
+    low, high = [], []
+    for start in range(0, n, block):
+        for group in range(0, block // 2, width):
+            for source in (0, n):
+                low += [source + start + group + e for e in range(width)]
+                high += [source + start + block // 2 + group + e for e in range(width)]
+    return low, high
+
+
+def _untangled(rows: list[Operand], block: int) -> list[Operand]:
+    """Return the rows of blocks in the order of their columns, after interleaving."""
+    if block == 2:
+        return rows
+    # [lo·lo, lo·hi …]: the bits of a row's number in a group of four come out reversed.
+    order = (0, 2, 1, 3)
+    return [rows[i - i % 4 + order[i % 4]] for i in range(len(rows))]

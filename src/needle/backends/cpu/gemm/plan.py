@@ -13,8 +13,14 @@ from needle.backends.cpu.gemm.spec import Extent, GemmSpec
 from needle.backends.cpu.target import Target
 from needle.dtypes import DType
 
-#: Products of fewer multiply-adds than this read a row-major B where it is.
-PACKED_FROM = 300_000_000
+#: Rows of C from which a large B is packed: copying an element costs 0.3 to 0.5 cycles, and its use
+#: in a row of C 0.03.
+PACKED_FROM_ROWS = 160
+#: Bytes from which B is large: rows at wide strides then no longer stay in cache and TLB.
+LARGE = 3 << 19
+#: A large B that is not packed is used in blocks of k, one page each or several: for up to so many
+#: rows of C blocks of the first length, else of the second.
+SMALL_BLOCKS = (64, 64, 128)
 #: Products of fewer multiply-adds than this are one task: two cores would not gain a microsecond.
 PARALLEL_FROM = 150_000
 #: k is summed in blocks of at most this, so that a block's panel of B stays in the L2 cache.
@@ -25,6 +31,9 @@ K_WHOLE = 1152
 PACKED_BYTES = 1 << 20
 #: Rows of A that are used together with them.
 ROW_BLOCK = 192
+#: Bytes between columns of a transposed A from which its blocks are copied: closer, they share
+#: cache lines with the next tile's; further apart, they share sets of the cache.
+APART = 1024
 #: What a run-time extent is taken for when tiles are chosen.
 TYPICAL = 1024
 
@@ -35,10 +44,10 @@ class Plan:
 
     Attributes:
         rows, vectors: the largest tile.
-        k_block: k is summed in blocks of at most this; None: in one.
-        pack_a, pack_b: whether the operand is copied into tiles first. For B, None: decided when
-            the kernel runs.
+        k_block: k is summed in blocks of at most this; None: in one; 0: given at run time.
+        pack_a, pack_b: whether the operand is copied into tiles first; None: given at run time.
         row_tiles, column_tiles: tiles of a block, for which packed operands are kept.
+        depth: the longest sum that is computed in one go.
         grid: into how many parts batch, rows and columns are split: the tasks.
     """
 
@@ -49,6 +58,7 @@ class Plan:
     pack_b: bool | None
     row_tiles: int
     column_tiles: int
+    depth: int
     grid: tuple[int, int, int]
 
     @property
@@ -56,19 +66,15 @@ class Plan:
         """How many tasks."""
         return math.prod(self.grid)
 
-    def depth(self, spec: GemmSpec) -> int:
-        """Return the longest sum that is computed in one go."""
-        return self.k_block or max(spec.k or 0, 1)
-
-    def packed_elements(self, spec: GemmSpec, lanes: int) -> tuple[int, int]:
+    def packed_elements(self, lanes: int) -> tuple[int, int]:
         """Return how many elements of packed B and of packed A a task keeps."""
         b = self.column_tiles * self.vectors * lanes if self.pack_b is not False else 0
         a = self.row_tiles * self.rows if self.pack_a else 0
-        return b * self.depth(spec), a * self.depth(spec)
+        return b * self.depth, a * self.depth
 
     def workspace_bytes(self, spec: GemmSpec, lanes: int, m: int) -> int:
         """Return the bytes that each task needs to itself: packed B, packed A, partial sums."""
-        elements = sum(self.packed_elements(spec, lanes))
+        elements = sum(self.packed_elements(lanes))
         if self.k_block is not None:
             tiles = -(-m // self.rows) * self.column_tiles
             elements += tiles * self.rows * self.vectors * lanes
@@ -79,55 +85,92 @@ class Plan:
 def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     """Return the plan for ``spec`` on a machine with ``threads`` threads to use."""
     lanes = target.lanes(spec.dtype)
-    rows, vectors = choose_tile(spec.m, spec.n, lanes, target.registers)
-    work = math.prod(TYPICAL if e is None else e for e in (spec.m, spec.n, spec.k))
-    computed_b = spec.b.load is not None or spec.b.dtype != spec.dtype
-    pack_b: bool | None = computed_b or spec.b.column not in (1, None)
-    if not pack_b:
-        static = None not in (spec.m, spec.n, spec.k, spec.b.column)
-        pack_b = work >= PACKED_FROM if static else None
-    k_block = K_BLOCK if spec.k is None else None
-    if spec.k is not None and spec.k > K_WHOLE:
-        k_block = -(-spec.k // (-(-spec.k // K_BLOCK)))
-        k_block += -k_block % 8
-    kept = k_block or max(spec.k or 0, 1)
+    rows, vectors = choose_tile(spec.m, spec.n, spec.k, lanes, target)
+    blocking = None
+    if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
+        blocking = choose_blocks(spec, spec.m or 0, spec.n or 0, spec.k or 0, spec.b.row or 0)
+    k_block, pack_b = blocking or (0, must_pack_b(spec) or None)
+    # Turning columns round may write a vector of rows more than there are.
+    depth = (K_WHOLE if k_block == 0 else k_block) or max(spec.k or 0, 1)
+    depth += -depth % lanes
     width = vectors * lanes
-    column_tiles = max(1, PACKED_BYTES // (width * kept * spec.dtype.itemsize))
+    column_tiles = max(1, PACKED_BYTES // (width * depth * spec.dtype.itemsize))
     if spec.n is not None:
         column_tiles = min(column_tiles, max(1, -(-spec.n // width)))
     row_tiles = max(1, ROW_BLOCK // rows)
     if spec.m is not None:
         row_tiles = min(row_tiles, max(1, -(-spec.m // rows)))
-    pack_a = spec.a.load is not None or spec.a.dtype != spec.dtype
+    grid = (1, 1, 1)
+    if blocking and None not in spec.batch:
+        extents = (spec.m or 0, spec.n or 0, spec.k or 0)
+        batch = math.prod(e or 0 for e in spec.batch)
+        grid = task_grid(extents, batch, (rows, vectors * lanes), threads, bool(pack_b))
     return Plan(
         rows,
         vectors,
         k_block,
-        pack_a,
+        packs_a(spec),
         pack_b,
         row_tiles,
         column_tiles,
-        task_grid(spec, (rows, vectors * lanes), threads, bool(pack_b)),
+        depth,
+        grid,
     )
 
 
+def must_pack_b(spec: GemmSpec) -> bool:
+    """Whether B cannot be read where it is, whatever its extents."""
+    is_computed = spec.b.load is not None or spec.b.dtype != spec.dtype
+    return is_computed or spec.b.column not in (1, None)
+
+
+def packs_a(spec: GemmSpec) -> bool:
+    """Return whether A is copied: if it is not in memory as it is needed, or columns far apart."""
+    if spec.a.load is not None or spec.a.dtype != spec.dtype:
+        return True
+    if spec.a.row != 1 or None in (spec.a.column, spec.k, spec.n, spec.m):
+        return False
+    apart = (spec.a.column or 0) * spec.dtype.itemsize >= APART
+    return apart and (spec.k or 0) >= 128 and (spec.n or 0) >= 256 and (spec.m or 0) > 1
+
+
+def choose_blocks(spec: GemmSpec, m: int, n: int, k: int, b_row: int) -> tuple[int | None, bool]:
+    """Return the length of blocks of k (None: one block), and whether to pack B."""
+    packs = must_pack_b(spec)
+    size = spec.dtype.itemsize
+    is_large = k * max(b_row, n) * size >= LARGE
+    if is_large and m >= PACKED_FROM_ROWS:
+        packs = True
+    whole, block = K_WHOLE, K_BLOCK
+    if is_large and not packs:
+        few, short, long = SMALL_BLOCKS
+        whole = block = short if m <= few else long
+    if k <= whole:
+        return None, packs
+    length = -(-k // (-(-k // block)))
+    return length + -length % 16, packs
+
+
 @lru_cache(maxsize=4096)
-def choose_tile(m: Extent, n: Extent, lanes: int, registers: int) -> tuple[int, int]:
+def choose_tile(m: Extent, n: Extent, k: Extent, lanes: int, target: Target) -> tuple[int, int]:
     """Return rows and vectors of the tile with which all tiles together take the least time.
 
-    All sums, a row of B and one element of A are in registers.
+    In registers are all sums, a row of B and one element of A.
     """
     best, chosen = math.inf, (1, 1)
-    most = -(-(n if n is not None else TYPICAL) // lanes)
-    for vectors in range(1, min(max(most, 1), registers // 2 - 1) + 1):
-        for rows in range(1, min((registers - 1 - vectors) // vectors, 28) + 1):
-            if m is not None and rows > max(m, 1):
-                break
+    # Without a fused instruction the product takes a register, and copies of operands others.
+    registers = target.registers - (1 if target.fma else 3)
+    across = max(-(-(n if n is not None else TYPICAL) // lanes), 1)
+    depth = TYPICAL if k is None else max(k, 1)
+    most = (registers - 1) // 2 if m == 1 else 4
+    for vectors in range(1, min(across, most) + 1):
+        tallest = min((registers - vectors) // vectors, 28, max(m or TYPICAL, 1))
+        for rows in sorted({split(m, r)[0][0] for r in range(1, tallest + 1)} if m else [tallest]):
             cost = 0.0
             kinds = 0
             for height, down in split(TYPICAL if m is None else m, rows):
-                for width, across in split(most, vectors):
-                    cost += down * across * tile_cycles(height, width)
+                for width, count in split(across, vectors):
+                    cost += down * count * tile_cycles(height, width, depth)
                     kinds += 1
             # Every kind of tile is a function more to compile.
             cost *= 1 + 0.01 * kinds
@@ -136,14 +179,14 @@ def choose_tile(m: Extent, n: Extent, lanes: int, registers: int) -> tuple[int, 
     return chosen
 
 
-def tile_cycles(rows: int, vectors: int) -> float:
-    """Return about how many cycles a tile takes for each k.
+def tile_cycles(rows: int, vectors: int, k: int) -> float:
+    """Return about how many cycles a tile takes.
 
-    Two multiply-adds and two loads a cycle; each sum waits 4 cycles for its last multiply-add; and
-    about 1 % for what is done once per tile.
+    For each k: two multiply-adds a cycle, of which none waits less than 4 cycles for the last of
+    its sum; and loads, in part hidden behind them. For each tile: the call, and the stores.
     """
     sums = rows * vectors
-    return max(sums / 2, (rows + vectors) / 2, 4.0) + 0.15 + 0.01 * sums
+    return k * (max(sums / 2, 4.0) + 0.15 * (rows + vectors)) + 20 + sums
 
 
 def split(extent: int, size: int) -> list[tuple[int, int]]:
@@ -162,24 +205,25 @@ def split(extent: int, size: int) -> list[tuple[int, int]]:
 
 
 def task_grid(
-    spec: GemmSpec, tile: tuple[int, int], threads: int, packs_b: bool
+    extents: tuple[int, int, int],
+    batch: int,
+    tile: tuple[int, int],
+    threads: int,
+    packs_b: bool,
 ) -> tuple[int, int, int]:
-    """Return into how many parts to split batch, rows and columns, for extents that are known.
+    """Return into how many parts to split batch, rows and columns.
 
     The batch is split first, where it is large enough; then the axis whose split leaves the least
     to the busiest task, columns when B is packed (each task packs what it uses).
+
+    Args:
+        extents: m, n and k.
+        batch: how many matrices.
+        tile: rows and columns of the largest tile.
+        threads: how many tasks can run at once.
+        packs_b: whether B is packed.
     """
-    extents = (spec.m, spec.n, spec.k, *spec.batch)
-    if threads <= 1 or any(e is None for e in extents):
-        return (1, 1, 1)
-    m, n, k = spec.m or 0, spec.n or 0, spec.k or 0
-    return static_grid(m, n, k, math.prod(e or 0 for e in spec.batch), tile, threads, packs_b)
-
-
-def static_grid(
-    m: int, n: int, k: int, batch: int, tile: tuple[int, int], threads: int, packs_b: bool
-) -> tuple[int, int, int]:
-    """Return `task_grid` of known extents; also for kernels whose extents are run-time values."""
+    m, n, k = extents
     if threads <= 1 or m * n * k * batch < PARALLEL_FROM:
         return (1, 1, 1)
     if batch >= 4 * threads or batch % threads == 0:
