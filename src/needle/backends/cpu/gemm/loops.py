@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from needle import dtypes
 from needle.backends.cpu.gemm import packing
+from needle.backends.cpu.gemm.dot import DotKernel, gather_vector
 from needle.backends.cpu.gemm.microkernel import Microkernel, Tile
-from needle.backends.cpu.gemm.plan import Plan, uses_masks
+from needle.backends.cpu.gemm.plan import Plan, is_dot, uses_masks
 from needle.backends.cpu.gemm.spec import GemmSpec, Matrix
 from needle.backends.cpu.gemm.tiling import tile_columns, tile_rows
 from needle.backends.cpu.llvm import Function, Index, Operand
@@ -55,7 +56,15 @@ class Product:
         if 0 in (self.spec.m, self.spec.n, *self.spec.batch):
             return
         batch, rows, columns = self._task_ranges()
-        self.f.loop(*batch, 1, [], lambda index, _: Block(self, index, rows, columns).emit())
+
+        def matrix(index: Index, _: list[Operand]) -> None:
+            block = Block(self, index, rows, columns)
+            if is_dot(self.spec):
+                block.emit_dots()
+            else:
+                block.emit()
+
+        self.f.loop(*batch, 1, [], matrix)
 
     def _task_ranges(self) -> list[tuple[Index, Index]]:
         """Return which matrices, tiles of rows and tiles of columns the task computes."""
@@ -136,6 +145,24 @@ class Block:
 
         f.loop(*self.columns, plan.column_tiles, [], column_block)
 
+    def emit_dots(self) -> None:
+        """Emit the product with a vector: all of k at once, no blocks."""
+        f, product, spec = self.f, self.product, self.spec
+        vector = gather_vector(f, spec, self.b, product.b.row, product.k)
+
+        def tile(i: Index, row: Index, height: int, _: Index) -> None:
+            kernel = DotKernel(
+                height, spec.dtype, spec.k, spec.a.row, spec.c.row, epilogue=spec.epilogue
+            )
+            a = f.pointer(self.a, f.mul_index(row, product.a.row), spec.dtype)
+            pointers = {"a": a, "b": vector, "c": "%c", "extra": "%extra"}
+            if spec.epilogue is None:
+                pointers["c"] = f.pointer(self.c, f.mul_index(row, product.c.row), spec.dtype)
+            sizes = {"k": product.k, "a_row": product.a.row, "c_row": product.c.row}
+            kernel.call(f, pointers, batch=self.index, row=row, **sizes)
+
+        product.rows.each(*self.rows, tile)
+
     def _block_of_k(self, last_column: Index) -> None:
         f, plan, product = self.f, self.plan, self.product
         columns = (self.first_column, last_column)
@@ -147,7 +174,9 @@ class Block:
         def row_block(first: Index, _: list[Operand]) -> None:
             self.first_row = first
             rows = (first, f.min_index(f.add_index(first, plan.row_tiles), self.rows[1]))
-            if plan.pack_a:
+            if plan.pack_a and product.turned_a:
+                product.rows.each_run(*rows, self._pack_turned_a)
+            elif plan.pack_a:
                 product.rows.each(*rows, self._pack_a)
 
             def column_tile(j: Index, column: Index, widths: tuple[int, ...], tail: Index) -> None:
@@ -221,21 +250,17 @@ class Block:
             otherwise = _either(f, strides.row, turned, apart)
         _either(f, strides.column, contiguous, otherwise)()
 
-    def _packed_rows(self, i: Index) -> tuple[str, Index, Index]:
+    def _packed_rows(self, i: Index, height: int) -> tuple[str, Index, Index]:
         """Return where the packed rows of row tile i stand, and their strides."""
         f, plan = self.f, self.plan
-        block = plan.row_tiles * plan.rows
-        i = f.sub_index(i, self.first_row)
-        if self.product.turned_a:
-            offset = f.mul_index(i, plan.rows)
-            return f.pointer(self.product.packed_a, offset, self.spec.dtype), 1, block
-        offset = f.mul_index(i, plan.rows * plan.depth)
-        return f.pointer(self.product.packed_a, offset, self.spec.dtype), plan.depth, 1
+        offset = f.mul_index(f.sub_index(i, self.first_row), plan.rows * plan.depth)
+        start = f.pointer(self.product.packed_a, offset, self.spec.dtype)
+        return (start, 1, height) if self.product.turned_a else (start, plan.depth, 1)
 
     def _pack_a(self, i: Index, row: Index, height: int, _: Index) -> None:
-        """Emit the packing of the rows of a tile."""
+        """Emit the packing of the rows of a tile, one after the other."""
         f, spec, strides = self.f, self.spec, self.product.a
-        target, row_step, k_step = self._packed_rows(i)
+        target, row_step, _ = self._packed_rows(i, height)
         if spec.a.load:
             load, lanes = spec.a.load, self.product.lanes
 
@@ -253,10 +278,6 @@ class Block:
             return
         offset = f.add_index(f.mul_index(row, strides.row), f.mul_index(self.start, strides.column))
         source = f.pointer(self.a, offset, spec.a.dtype)
-        if self.product.turned_a:
-            steps = (source, spec.a.dtype, strides.column)
-            packing.copy_rows(f, steps, (target, spec.dtype, k_step), self.depth, height)
-            return
         to = (target, spec.dtype, row_step)
 
         def contiguous() -> None:
@@ -268,6 +289,22 @@ class Block:
             packing.copy_elements(f, steps, to, height, self.depth)
 
         _either(f, strides.column, contiguous, apart)()
+
+    def _pack_turned_a(
+        self, low: Index, high: Index, _: int, row: Index, height: int, __: Index
+    ) -> None:
+        """Emit the packing of the rows of tiles low … high − 1, whose columns are contiguous."""
+        f, spec, strides = self.f, self.spec, self.product.a
+        offset = f.add_index(row, f.mul_index(self.start, strides.column))
+        source = f.pointer(self.a, offset, spec.a.dtype)
+        packing.copy_strips(
+            f,
+            (source, spec.a.dtype, strides.column),
+            (self._packed_rows(low, height)[0], spec.dtype, self.plan.rows * self.plan.depth),
+            self.depth,
+            height,
+            f.sub_index(high, low),
+        )
 
     # Tiles
 
@@ -283,7 +320,7 @@ class Block:
         f, product, spec = self.f, self.product, self.spec
         row, column = at
         shape = Tile(height, widths, tail if isinstance(tail, int) else None)
-        a, a_row, a_k = self._operand_a(tile[0], row)
+        a, a_row, a_k = self._operand_a(tile[0], row, height)
         b, b_k = self._operand_b(tile[1], column, shape.columns)
         resumes = product.k_block is not None
         values: dict[str, Index] = {
@@ -329,11 +366,11 @@ class Block:
         offset = f.mul_index(slot, plan.rows * self.product.width)
         return f.pointer(self.product.partial, offset, self.spec.dtype)
 
-    def _operand_a(self, i: Index, row: Index) -> tuple[str, Index, Index]:
+    def _operand_a(self, i: Index, row: Index, height: int) -> tuple[str, Index, Index]:
         """Return where a tile's part of A starts, and its strides."""
         f, strides = self.f, self.product.a
         if self.plan.pack_a:
-            return self._packed_rows(i)
+            return self._packed_rows(i, height)
         offset = f.add_index(f.mul_index(row, strides.row), f.mul_index(self.start, strides.column))
         return f.pointer(self.a, offset, self.spec.dtype), strides.row, strides.column
 

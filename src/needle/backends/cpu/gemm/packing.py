@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from needle.backends.cpu.gemm.plan import uses_masks
 from needle.backends.cpu.llvm import Function, Index, Operand
 from needle.dtypes import DType
 
@@ -95,16 +94,77 @@ def _copy_function(f: Function, source: DType, target: DType, columns: Index) ->
 
             return at
 
+        if isinstance(count, int) and count <= 8 * lanes:
+            for at, width in _pieces(count, lanes):
+                copy(width)(at, [])
+            return
         whole = g.mul_index(g.floordiv_index(count, lanes), lanes)
-        if isinstance(whole, int) and whole <= 8 * lanes:
-            for j in range(0, whole, lanes):
-                copy(lanes)(j, [])
-        else:
-            g.loop(0, whole, lanes, [], copy(lanes))
+        g.loop(0, whole, lanes, [], copy(lanes))
         g.loop(whole, count, 1, [], copy(0))
 
     g.loop(0, g.argument("rows"), 1, [], row)
     return g.end()
+
+
+def copy_strips(
+    f: Function,
+    source: tuple[str, DType, Index],
+    target: tuple[str, DType, int],
+    rows: Index,
+    columns: int,
+    strips: Index,
+) -> None:
+    """Emit the copy of a matrix into strips of ``columns`` columns, each contiguous.
+
+    Args:
+        f: where to emit.
+        source: address, dtype, and elements from one row to the next.
+        target: address, dtype, and elements from one strip to the next.
+        rows: how many rows.
+        columns: of a strip.
+        strips: how many strips stand side by side.
+    """
+    step = target[2]
+    key = ("gemm strips", source[1], target[1], step, columns)
+    name = f.module.memo.get(key)
+    if name is None:
+        name = f.module.memo[key] = f.module.unique("pack_strips")
+        arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
+        arguments |= dict.fromkeys(("from_step", "rows", "strips"), "i64")
+        g = Function(f.module, name, arguments, inline="noinline")
+
+        # Row by row: the rows of a large matrix are on pages of their own.
+        def row(i: Index, _: list[Operand]) -> None:
+            start = g.pointer("%source", g.mul_index(i, g.argument("from_step")), source[1])
+            to = g.pointer("%target", g.mul_index(i, columns), target[1])
+
+            def strip(j: Index, _: list[Operand]) -> None:
+                this = g.pointer(start, g.mul_index(j, columns), source[1])
+                there = g.pointer(to, g.mul_index(j, step), target[1])
+                for at, width in _pieces(columns, g.target.lanes(target[1])):
+                    g.store(g.convert(g.load(this, at, source[1], width), target[1]), there, at)
+
+            g.loop(0, g.argument("strips"), 1, [], strip)
+
+        g.loop(0, g.argument("rows"), 1, [], row)
+        g.end()
+    given = [f"ptr {source[0]}", f"ptr {target[0]}"]
+    given += [f.operand(x).typed for x in (source[2], rows, strips)]
+    f.emit(f"call void @{name}({', '.join(given)})")
+
+
+def _pieces(count: int, lanes: int) -> list[tuple[int, int]]:
+    """Return offsets and widths of vectors, the last ones narrower, that cover ``count`` elements
+    exactly; width 0 is a scalar."""
+    pieces = []
+    at, width = 0, lanes
+    while at < count:
+        if count - at >= width:
+            pieces.append((at, width if width > 1 else 0))
+            at += width
+        else:
+            width //= 2
+    return pieces
 
 
 def copy_elements(
@@ -156,8 +216,7 @@ def turn(
 ) -> None:
     """Emit the packing of columns, as many as a vector has lanes, that are contiguous in memory.
 
-    They become the first elements of each row of the panel. Up to a vector of rows more than k may
-    be written.
+    They become the first elements of each row of the panel.
 
     Args:
         f: where to emit.
@@ -180,8 +239,9 @@ def turn(
 
 
 def _turn_function(f: Function, dtype: DType) -> None:
-    """Emit the function of `turn`: squares are turned round in registers."""
+    """Emit the function of `turn`: blocks of 16 bytes square are turned round in registers."""
     lanes = f.target.lanes(dtype)
+    block = 16 // dtype.itemsize
     rows, step = f.argument("rows"), f.argument("to_step")
     # Columns that do not exist are read from the last that does: nothing uses what they give.
     last = f.sub_index(f.argument("columns"), 1)
@@ -190,67 +250,52 @@ def _turn_function(f: Function, dtype: DType) -> None:
         for j in range(lanes)
     ]
 
-    def square(k: Index, mask: Operand | None) -> None:
-        columns = [f.load(s, k, dtype, lanes, mask) for s in sources]
-        start = f.pointer("%target", f.mul_index(k, step), dtype)
-        for i, row in enumerate(transpose(f, columns)):
-            f.store(row, start, f.mul_index(i, step))
-
-    def masked(k: Index, _: list[Operand]) -> None:
-        square(k, f.tail_mask(f.sub_index(rows, k), lanes))
+    def blocks(k: Index, _: list[Operand]) -> None:
+        """Turn ``block`` elements of each column: 16 bytes, side by side in vectors."""
+        loaded = [f.load(source, k, dtype, block) for source in sources]
+        turned = transpose(f, [_joined(f, loaded[i::block]) for i in range(block)])
+        for i, row in enumerate(turned):
+            f.store(row, "%target", f.mul_index(f.add_index(k, i), step))
 
     def single(k: Index, _: list[Operand]) -> None:
-        row = f.constant(0, dtype, lanes)
         for j, source in enumerate(sources):
-            row = f.insert(row, f.load(source, k, dtype), j)
-        f.store(row, "%target", f.mul_index(k, step))
+            x = f.load(source, k, dtype)
+            f.store(x, "%target", f.add_index(f.mul_index(k, step), j))
 
-    if uses_masks(f.target, dtype):
-        f.loop(0, rows, lanes, [], masked)
-    else:
-        whole = f.mul_index(f.floordiv_index(rows, lanes), lanes)
-        f.loop(0, whole, lanes, [], lambda k, _: square(k, None))
-        f.loop(whole, rows, 1, [], single)
+    whole = f.mul_index(f.floordiv_index(rows, block), block)
+    f.loop(0, whole, block, [], blocks)
+    f.loop(whole, rows, 1, [], single)
     f.end()
 
 
-def transpose(f: Function, rows: Sequence[Operand]) -> list[Operand]:
-    """Return the columns of a square matrix given by its rows: n vectors of n lanes.
+def _joined(f: Function, parts: Sequence[Operand]) -> Operand:
+    """Return vectors, a power of two of them, as one."""
+    while len(parts) > 1:
+        lanes = range(2 * parts[0].lanes)
+        parts = [f.shuffle(parts[i], parts[i + 1], lanes) for i in range(0, len(parts), 2)]
+    return parts[0]
 
-    First blocks of 16 bytes are turned round, then they are moved as wholes: all of it shuffles of
-    one instruction.
+
+def transpose(f: Function, rows: Sequence[Operand]) -> list[Operand]:
+    """Return the columns of the blocks of 16 bytes square that stand side by side in ``rows``.
+
+    All of it is shuffles of one instruction.
     """
-    n = len(rows)
-    block = 16 // rows[0].dtype.itemsize
+    n, block = rows[0].lanes, len(rows)
     rows = list(rows)
-    # Within 16 bytes: interleave neighbours, as elements, then as pairs.
+    # Interleave neighbours, as elements, then as pairs.
     width = 1
     while width < block:
         low, high = _interleaved(n, block, width)
         result = list(rows)
-        for i in range(n):
-            if i & width:
-                continue
-            x, y = rows[i], rows[i + width]
-            # Of the rows i and i + width, columns are left where their number says they belong.
-            first, second = f.shuffle(x, y, low), f.shuffle(x, y, high)
-            result[i], result[i + width] = first, second
+        for i in range(block):
+            if not i & width:
+                x, y = rows[i], rows[i + width]
+                result[i], result[i + width] = f.shuffle(x, y, low), f.shuffle(x, y, high)
         rows = result
         width *= 2
-    rows = _untangled(rows, block)
-    # Blocks: from each two vectors those of even, and of odd number.
-    chunks = n // block
-    while chunks > 1:
-        even = [b * block + e for b in range(0, 2 * n // block, 2) for e in range(block)]
-        odd = [i + block for i in even]
-        result = []
-        for i in range(0, n, 2 * block):
-            result += [f.shuffle(rows[i + j], rows[i + block + j], even) for j in range(block)]
-        for i in range(0, n, 2 * block):
-            result += [f.shuffle(rows[i + j], rows[i + block + j], odd) for j in range(block)]
-        rows = result
-        chunks //= 2
-    return rows
+    # The bits of a column's number come out reversed.
+    return [rows[i] for i in ((0, 2, 1, 3) if block == 4 else (0, 1))]
 
 
 def _interleaved(n: int, block: int, width: int) -> tuple[list[int], list[int]]:
@@ -262,12 +307,3 @@ def _interleaved(n: int, block: int, width: int) -> tuple[list[int], list[int]]:
                 low += [source + start + group + e for e in range(width)]
                 high += [source + start + block // 2 + group + e for e in range(width)]
     return low, high
-
-
-def _untangled(rows: list[Operand], block: int) -> list[Operand]:
-    """Return the rows of blocks in the order of their columns, after interleaving."""
-    if block == 2:
-        return rows
-    # [lo·lo, lo·hi …]: the bits of a row's number in a group of four come out reversed.
-    order = (0, 2, 1, 3)
-    return [rows[i - i % 4 + order[i % 4]] for i in range(len(rows))]

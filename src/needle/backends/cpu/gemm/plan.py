@@ -16,6 +16,10 @@ from needle.dtypes import DType
 #: Rows of C from which a large B is packed: copying an element costs 0.3 to 0.5 cycles, and its use
 #: in a row of C 0.03.
 PACKED_FROM_ROWS = 160
+#: Rows of C from which B is packed if its vectors straddle cache lines, and come from the L2 cache:
+#: the panel of a tile is larger than this in bytes.
+UNALIGNED_FROM_ROWS = 64
+L1_PANEL = 40 << 10
 #: Bytes from which B is large: rows at wide strides then no longer stay in cache and TLB.
 LARGE = 3 << 19
 #: A large B that is not packed is used in blocks of k, one page each or several: for up to so many
@@ -27,8 +31,9 @@ PARALLEL_FROM = 150_000
 K_BLOCK = 768
 #: Sums up to this long are not cut into blocks.
 K_WHOLE = 1152
-#: Bytes of packed panels of B that are used together: half an L2 cache.
-PACKED_BYTES = 1 << 20
+#: Bytes of packed panels of B that are used together. Each is used for many rows: it may come from
+#: the L3 cache.
+PACKED_BYTES = 4 << 20
 #: Rows of A that are used together with them.
 ROW_BLOCK = 192
 #: Bytes between columns of a transposed A from which its blocks are copied: closer, they share
@@ -85,14 +90,14 @@ class Plan:
 def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     """Return the plan for ``spec`` on a machine with ``threads`` threads to use."""
     lanes = target.lanes(spec.dtype)
+    if is_dot(spec):
+        return _dot_plan(spec, target, threads)
     rows, vectors = choose_tile(spec.m, spec.n, spec.k, lanes, target)
     blocking = None
     if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
         blocking = choose_blocks(spec, spec.m or 0, spec.n or 0, spec.k or 0, spec.b.row or 0)
     k_block, pack_b = blocking or (0, must_pack_b(spec) or None)
-    # Turning columns round may write a vector of rows more than there are.
     depth = (K_WHOLE if k_block == 0 else k_block) or max(spec.k or 0, 1)
-    depth += -depth % lanes
     width = vectors * lanes
     column_tiles = max(1, PACKED_BYTES // (width * depth * spec.dtype.itemsize))
     if spec.n is not None:
@@ -118,6 +123,27 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     )
 
 
+def is_dot(spec: GemmSpec) -> bool:
+    """Whether a product is a matrix, its rows contiguous, times a vector, both in memory."""
+    in_memory = not spec.a.load and not spec.b.load
+    converted = spec.a.dtype != spec.dtype or spec.b.dtype != spec.dtype
+    known = spec.k is not None or spec.b.row == 1
+    # A single row of a transposed A is contiguous, too, but is to be summed as other rows are.
+    by_rows = spec.a.column == 1 and spec.a.row != 1
+    return spec.n == 1 and by_rows and in_memory and not converted and known
+
+
+def _dot_plan(spec: GemmSpec, target: Target, threads: int) -> Plan:
+    """Return the plan of `is_dot` products; the vector is copied if its elements are apart."""
+    rows = 4 if target.registers >= 32 else 2
+    known = None not in (spec.m, spec.k, *spec.batch)
+    batch = math.prod(e or 0 for e in spec.batch)
+    # A multiply-add takes one load here: as long as about 8 in a tile.
+    work = (spec.m or 0, 8, spec.k or 0)
+    grid = task_grid(work, batch, (rows, 8), threads, False) if known else (1, 1, 1)
+    return Plan(rows, 1, None, False, spec.b.row != 1, 1, 1, spec.k or 0, grid)
+
+
 def must_pack_b(spec: GemmSpec) -> bool:
     """Whether B cannot be read where it is, whatever its extents."""
     is_computed = spec.b.load is not None or spec.b.dtype != spec.dtype
@@ -140,6 +166,8 @@ def choose_blocks(spec: GemmSpec, m: int, n: int, k: int, b_row: int) -> tuple[i
     size = spec.dtype.itemsize
     is_large = k * max(b_row, n) * size >= LARGE
     if is_large and m >= PACKED_FROM_ROWS:
+        packs = True
+    if b_row * size % 64 and k * 256 > L1_PANEL and n > 64 and m >= UNALIGNED_FROM_ROWS:
         packs = True
     whole, block = K_WHOLE, K_BLOCK
     if is_large and not packs:

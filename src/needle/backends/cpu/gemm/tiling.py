@@ -56,26 +56,39 @@ class Tiling(Generic[T]):
         self, start: Index, stop: Index, visit: Callable[[Index, Index, T, Index], None]
     ) -> None:
         """Emit ``visit(tile, offset, kind, tail)`` for the tiles start … stop − 1."""
+
+        def run(low: Index, high: Index, size: int, offset: Index, kind: T, tail: Index) -> None:
+            def tile(i: Index, _: list[Operand]) -> None:
+                beyond = self.f.mul_index(self.f.sub_index(i, low), size)
+                visit(i, self.f.add_index(offset, beyond), kind, tail)
+
+            self.f.loop(low, high, 1, [], tile)
+
+        self.each_run(start, stop, run)
+
+    def each_run(
+        self,
+        start: Index,
+        stop: Index,
+        visit: Callable[[Index, Index, int, Index, T, Index], None],
+    ) -> None:
+        """Emit ``visit(low, high, size, offset, kind, tail)`` for the runs of equal tiles, low …
+        high − 1, among the tiles start … stop − 1; ``offset`` is that of tile ``low``."""
         f = self.f
         for run, (first, offset) in zip(self.runs, self.starts, strict=True):
             low = max_index(f, start, first)
             high = f.min_index(stop, f.add_index(first, run.count))
-
-            def tile(
-                i: Index,
-                _: list[Operand],
-                run: Run[T] = run,
-                first: Index = first,
-                offset: Index = offset,
-            ) -> None:
-                here = f.add_index(offset, f.mul_index(f.sub_index(i, first), run.size))
-                if isinstance(run.choice, int):
-                    visit(i, here, run.kinds[run.choice], run.tail)
-                    return
-                cases = [lambda kind=kind: visit(i, here, kind, run.tail) for kind in run.kinds]
-                f.switch(run.choice, cases)
-
-            f.loop(low, high, 1, [], tile)
+            here = f.add_index(offset, f.mul_index(f.sub_index(low, first), run.size))
+            if isinstance(run.choice, int):
+                visit(low, high, run.size, here, run.kinds[run.choice], run.tail)
+                continue
+            cases = [
+                lambda run=run, kind=kind, low=low, high=high, here=here: visit(
+                    low, high, run.size, here, kind, run.tail
+                )
+                for kind in run.kinds
+            ]
+            f.switch(run.choice, cases)
 
 
 def max_index(f: Function, x: Index, y: Index) -> Index:
