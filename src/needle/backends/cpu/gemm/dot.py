@@ -34,8 +34,8 @@ class DotKernel:
 
     def call(self, f: Function, pointers: dict[str, str], **values: Index) -> None:
         """Emit a call; see `Microkernel.call`, of which this takes a part."""
-        key = ("gemm dot", *(self.rows, self.dtype, self.k, self.a_row, self.c_row))
-        key = (*key, self.epilogue.key if self.epilogue else None)
+        epilogue = self.epilogue.key if self.epilogue else None
+        key = ("gemm dot", self.rows, self.dtype, self.k, self.a_row, self.c_row, epilogue)
         name = f.module.memo.get(key)
         if name is None:
             name = f.module.memo[key] = self._emit(f.module)
