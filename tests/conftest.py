@@ -10,6 +10,14 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the compiler's cache, away from the user's; child processes use it, too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["NEEDLE_CACHE_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets, which are too large to be part of the repository."""

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from needle.backends.cpu import linux
 from needle.train import environment
 
 
@@ -41,7 +42,7 @@ def test_memory_limit_is_the_smallest(tmp_path):
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.5, 2), (1e9, None), (None, None)])
 def test_available_cores(monkeypatch, quota, cores):
-    monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(linux, "cpu_quota", lambda *places: quota)
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("no affinity masks on this system")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})

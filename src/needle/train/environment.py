@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from pathlib import Path
 
+from needle.backends.cpu.linux import (
+    available_cores as available_cores,
+    cpu_quota as cpu_quota,
+)
+
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use, at least 1.
-
-    The smallest of: the cores of the machine, the process's affinity mask (`taskset`), and the CPU
-    quota of its control group (containers). A container limited to 2 of 64 cores gives 2.
-
-    Example:
-        >>> from needle.train.environment import available_cores
-        >>> available_cores() >= 1
-        True
-    """
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    quota = cpu_quota()
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
-
-
-def cpu_quota(root: Path = _CGROUP) -> float | None:
-    """Return the cores that the control group grants, or None where it sets no limit.
-
-    Args:
-        root: Where control groups are mounted. Version 2 has `cpu.max` ("quota period" in
-            microseconds), version 1 has `cpu/cpu.cfs_quota_us` and `cpu/cpu.cfs_period_us`.
-    """
-    words = _words(root / "cpu.max")
-    if not words:
-        words = _words(root / "cpu/cpu.cfs_quota_us") + _words(root / "cpu/cpu.cfs_period_us")
-    try:
-        quota, period = (float(word) for word in words)
-    except ValueError:  # "max 100000", or no such file
-        return None
-    return quota / period if quota > 0 and period > 0 else None
 
 
 def memory_limit(root: Path = _CGROUP) -> int | None:

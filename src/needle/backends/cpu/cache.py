@@ -12,8 +12,8 @@ following holds; an entry that fails is dropped with a warning, and rebuilt by w
 Files appear by renaming, so any number of processes can write at a time, and a process can be
 killed at any point. Where the folder cannot be used there is one warning, and no cache.
 
-Measured (27 KB of code, file in the page cache): `get` 0.1 ms, `put` 0.3 ms; `source_version`, once
-per process, 1 ms.
+Measured (27 KB of code, file in the page cache): `get` 0.06 ms, `put` 0.4 ms; `source_version`,
+once per process, 2 ms.
 """
 
 from __future__ import annotations
@@ -361,15 +361,22 @@ def source_version() -> str:
     a file has changed since needle was imported, what is loaded and what lies on disk may differ:
     the result is empty then, and where there are no such files, as in a zip file.
     """
-    root = Path(__file__).parents[2]
-    files = sorted([*root.glob("*.py"), *(p for d in _SOURCES for p in (root / d).rglob("*.py"))])
+    root = str(Path(__file__).parents[2])  # text: for 150 files, paths as objects take 5 ms
+    folders = [root, *(os.path.join(root, name) for name in _SOURCES)]
+    files = []
+    for folder in folders:
+        for place, inner, names in os.walk(folder):
+            files += [os.path.join(place, name) for name in names if name.endswith(".py")]
+            if place == root:  # of the package itself, only its own files
+                inner.clear()
     digest = hashlib.sha256()
-    for path in files:
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+    for path in sorted(files):
+        with open(path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_mtime > IMPORTED:
+                return ""
+            content = file.read()
+        digest.update(f"{os.path.relpath(path, root)}\0{len(content)}\0".encode())
         digest.update(content)
-        if path.stat().st_mtime > IMPORTED:
-            return ""
     return digest.hexdigest() if files else ""
 
 

@@ -174,6 +174,30 @@ def load(
     return load_object(compile_object(module, target), exports, symbols)
 
 
+def load_cached(
+    module: Module, exports: Iterable[str] = (), symbols: Mapping[str, int] | None = None
+) -> Library:
+    """Load ``module``, compiling it only if the cache does not have its code: for the runtime's own
+    small modules, which every process needs.
+
+    Args:
+        module: for the host.
+        exports: names of what is not a function, besides the functions.
+        symbols: see `load_object`.
+    """
+    from needle.backends.cpu import cache
+
+    text, target = module.text(module.target.attributes), module.target
+    names = [*exports_of(text), *exports]
+    key = cache.key(text, target.triple, target.cpu, target.features)
+    entry = cache.get(key)
+    if entry is None:
+        code = compile_object(module)
+        cache.put(key, code, {})
+        return load_object(code, names, symbols)
+    return load_object(entry.objects, names, symbols)
+
+
 def _runtime(codes: Sequence[bytes], exports: Sequence[str]) -> dict[str, int]:
     """Return the addresses of the runtime's functions that the objects may call."""
     name = "needle_parallel"
@@ -255,19 +279,24 @@ def _unlocked_emit() -> Callable[[Any, Any], bytes] | None:
 
 
 @functools.cache
-def _initialize() -> None:
+def _initialize(is_foreign: bool) -> None:
     import llvmlite.binding as llvm
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+    if is_foreign:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    else:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
 
 
 def _machine(target: Target) -> Any:
     """Return a new code generator of LLVM's for ``target``; it takes 0.1 ms to make."""
     import llvmlite.binding as llvm
 
-    _initialize()
-    triple = target.triple or llvm.get_process_triple()
+    own = llvm.get_process_triple()
+    triple = target.triple or own
+    _initialize(triple.partition("-")[0] != own.partition("-")[0])
     # Small and position-independent: constants are addressed relative to the instruction. The
     # linker places a library's sections side by side, and makes stubs for calls that go further.
     return llvm.Target.from_triple(triple).create_target_machine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass, replace
 from functools import cache
@@ -76,12 +77,12 @@ SSE4 = Target(_X86, "x86-64-v2", "", 16, 16, fma=False, half=False, name="sse4")
 SSE2 = Target(_X86, "x86-64", "", 16, 16, fma=False, rounding=False, half=False, name="sse2")
 NEON = Target("aarch64-unknown-linux-gnu", "generic", "", 16, 32, name="neon")
 
-#: What a processor must have to run code of each level, narrowest first.
+#: What a processor must have to run code of each level, besides what the level before needs.
 _REQUIRED = {
     SSE2: "",
     SSE4: "sse3 ssse3 sse4.1 sse4.2 popcnt cx16",
     AVX2: "avx avx2 fma bmi bmi2 f16c lzcnt movbe",
-    AVX512: "avx avx2 fma bmi bmi2 f16c lzcnt movbe avx512f avx512vl avx512dq avx512bw avx512cd",
+    AVX512: "avx512f avx512vl avx512dq avx512bw avx512cd",
 }
 #: Extensions that the host's code uses where it has them.
 _EXTENSIONS = {
@@ -119,7 +120,9 @@ def choose(name: str, architecture: str, present: frozenset[str]) -> Target:
     if architecture == "aarch64":
         usable = [NEON]
     else:
-        usable = [t for t, required in _REQUIRED.items() if present.issuperset(required.split())]
+        usable = list(
+            itertools.takewhile(lambda t: present.issuperset(_REQUIRED[t].split()), _REQUIRED)
+        )
     if not name:
         extensions = [f"+{f}" for f in _EXTENSIONS[architecture].split() if f in present]
         if usable[-1].vector_bytes < 64:  # without their registers, these mean nothing

@@ -310,8 +310,7 @@ class Pool:
 
         module = Module()
         module.add_function(pool_ir(module.target.architecture, futex))
-        exports = [*jit.exports_of(module.text()), "needle_pool"]
-        self._library = jit.load_object(jit.compile_object(module), exports, linux.wait_symbols())
+        self._library = jit.load_cached(module, ["needle_pool"], linux.wait_symbols())
         #: Address of ``needle_parallel``.
         self.entry = self._library.address("needle_parallel")
         self._state = self._library.address("needle_pool")
