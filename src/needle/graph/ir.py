@@ -7,7 +7,7 @@ trace makes, what every pass takes and returns, and what a backend compiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,6 +184,15 @@ class Graph:
             new.update(zip(node.results, replaced, strict=True))
         outputs = [new.get(v, v) for v in self.outputs]
         return Graph(self.inputs, sort(outputs), outputs, dict(self.donations), self.name)
+
+    def draw(self, groups: Sequence[tuple[str, Collection[Node]]] = ()) -> str:
+        """Return a picture as SVG; see `needle.graph.draw.draw`."""
+        from needle.graph.draw import draw
+
+        return draw(self, groups)
+
+    def _repr_svg_(self) -> str:
+        return self.draw()
 
 
 def keep(node: Node, inputs: tuple[Value, ...]) -> Node:
