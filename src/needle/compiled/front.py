@@ -150,29 +150,39 @@ class Compiled(Generic[P, R]):
         if len(made) < self.budget:
             return
         name = function_name(self.function)
-        reason = self._what_changes(key, args, kwargs)
+        what, way_out = self._what_changes(key, argument_names(self.function, args, kwargs))
         raise TraceError(
             f"{name} has been compiled for {len(made)} signatures, which is its budget, and now "
-            f"comes another one: {reason}. Pad it to one extent, declare the extent to vary with "
-            f"ndl.Dim, or allow more with compile(..., budget={2 * self.budget}); "
-            f"{name}.specializations lists them"
+            f"comes another one: {what}. {way_out}, or allow more with compile(..., "
+            f"budget={2 * self.budget}); {name}.specializations lists them"
         )
 
-    def _what_changes(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Return which argument differs most from call to call."""
-        names = argument_names(self.function, args, kwargs)
-        columns: list[list[Any]] = [[part] for part in key[1]]
-        for structure, parts, *_ in self._table:
+    def _what_changes(self, key: Any, names: list[str]) -> tuple[str, str]:
+        """Return which argument differs most from call to call, and what to do about it."""
+        columns: list[list[Any]] = [[] for _ in key[1]]
+        for structure, parts, *_ in (*self._table, key):
             if structure == key[0]:
                 for column, part in zip(columns, parts, strict=True):
                     if part not in column:
                         column.append(part)
         most = max(range(len(columns)), key=lambda i: len(columns[i]), default=-1)
         if most < 0 or len(columns[most]) == 1:
-            return "what it takes from outside (modes of layers, state) changes"
+            changed = {w.what for s in self.specializations for w in s.changed()}
+            listed = ", ".join(sorted(changed)) or "modes or state"
+            return (
+                f"what it takes from outside keeps changing ({listed})",
+                "Pass as an argument, or keep in a tensor, what changes",
+            )
         shown = ", ".join(_show(part) for part in columns[most][-4:])
-        what = "shape" if columns[most][0][0] is _TENSOR else "value"
-        return f"the {what} of the argument {names[most]} keeps changing ({shown}, …)"
+        if columns[most][0][0] is _TENSOR:
+            return (
+                f"the shape of the argument {names[most]} keeps changing ({shown}, …)",
+                "Pad it to one extent, declare the extent to vary with ndl.Dim",
+            )
+        return (
+            f"the value of the argument {names[most]} keeps changing ({shown}, …)",
+            "Pass it as a 0-d tensor or array, whose values are no part of the signature",
+        )
 
     # Looking inside
 

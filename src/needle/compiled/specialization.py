@@ -16,6 +16,7 @@ from needle.compiled.storage import check_apart, is_behaved, root_of
 from needle.config import State, changes, modes
 from needle.errors import ArgumentError, TraceError
 from needle.graph.traced import Traced, is_array
+from needle.graph.tracing import Watched
 from needle.ops.samples import Array
 from needle.tensor import Tensor, initialise
 
@@ -88,6 +89,10 @@ class Specialization:
         self._token = token
         return True
 
+    def changed(self) -> list[Watched]:
+        """Return what the function depends on, besides tensors, that is not as in the trace."""
+        return [w for w in self.traced.watched if w.probe() != w.value]
+
     def bind(self) -> bool:
         """Take the arrays that the state has now; False if the trace does not fit them."""
         traced = self.traced
@@ -104,7 +109,7 @@ class Specialization:
             if any(t._data is not array for t in source.tensors) and source.owner is None:
                 return False
             arrays.append(array)
-        if any(w.probe() != w.value for w in traced.watched):
+        if self.changed():
             return False
         names = [v.name for v in traced.graph.inputs[traced.arguments :]]
         check_apart(arrays, self._written_state, names)

@@ -107,6 +107,8 @@ def _stand_in(run: Trace, leaf: Any, name: str) -> Tensor:
         data = leaf._data
         stand_in = run.argument(Spec(data.shape, data.dtype), leaf._requires_grad, name)
         stand_in._grad = leaf._grad
+        if leaf._node is not None:
+            run.computed[id(stand_in)] = name
         return stand_in
     array = to_array(leaf, None)
     return run.argument(Spec(array.shape, array.dtype), False, name)

@@ -119,5 +119,9 @@ class Traced:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf of the arguments is traced, and no constant."""
-    return isinstance(leaf, (Tensor, np.ndarray, np.generic))
+    """Whether a leaf of the arguments is traced, and no constant.
+
+    A float64 scalar of NumPy is a Python float here as everywhere: it takes the dtype of the tensor
+    beside it.
+    """
+    return isinstance(leaf, (Tensor, np.ndarray, np.generic)) and not isinstance(leaf, float)

@@ -133,6 +133,8 @@ class Trace:
         self.grads: dict[int, GradSlot] = {}
         #: Tensors that stand for the arguments, by id.
         self.arguments: dict[int, Tensor] = {}
+        #: Names of those that have a history outside, by id.
+        self.computed: dict[int, str] = {}
         self.reads: list[tuple[Array, weakref.ref[Tensor], str, str]] = []
         #: What the program depends on besides tensors, by what it is called.
         self.watched: dict[str, Watched] = {}
@@ -323,6 +325,13 @@ class Trace:
         slot = self._slot(tensor)
         if slot is None:
             tensor._grad = value
+        elif id(tensor) in self.computed:
+            raise TraceError(
+                f"{self.name}: a backward pass at {user_line()} reaches the argument "
+                f"{self.computed[id(tensor)]} of the function, which was computed outside, so that "
+                "the pass would have to go on there; detach() the argument, or call backward() "
+                "outside, on the result"
+            )
         else:
             slot.now, slot.is_set = value, True
 
