@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from needle.backends import cpu
+from needle.backends.cpu.threads import get_num_threads
 from needle.errors import ArgumentError
 from needle.graph.interpret import Interpreter
 from needle.graph.ir import Graph
 from needle.ops.samples import Array
 
 #: The names of the backends, the default first.
-BACKENDS = ("interpret",)
+BACKENDS = ("cpu", "interpret")
 
 
 class Executable(Protocol):
@@ -41,6 +43,8 @@ def build(graph: Graph, backend: str | None = None) -> Executable:
         ArgumentError: there is no such backend.
     """
     name = BACKENDS[0] if backend is None else backend
+    if name == "cpu":
+        return cpu.build(graph, get_num_threads())
     if name == "interpret":
         return Interpreter(graph)
     raise ArgumentError(f"compile: there is no backend {name!r}; there are {', '.join(BACKENDS)}")

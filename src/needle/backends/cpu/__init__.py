@@ -1,7 +1,7 @@
 """The CPU backend: kernels generated as LLVM IR.
 
-From the outside in: `program` lays out a graph's kernels and buffers and calls them; `nest` and
-`product` emit kernels; `emit` emits elements; `vector_math` and `llvm` emit instructions; `jit`
+From the outside in: `executable` calls what `program` makes of a graph; `nest` and `product` emit
+kernels; `emit` emits elements; `vector_math` and `llvm` emit instructions; `jit`
 makes machine code of them, which `threads` runs.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from needle.backends.cpu.program import Executable
+    from needle.backends.cpu.executable import Executable
     from needle.graph.ir import Graph
 
 
@@ -18,9 +18,9 @@ def build(graph: Graph, threads: int = 1) -> Executable:
     """Return ``graph`` as native code.
 
     Args:
-        graph: verified, after all passes.
+        graph: what was traced.
         threads: how many threads share the work of large kernels. No bit of a result depends on it.
     """
-    from needle.backends.cpu.program import build as build_program
+    from needle.backends.cpu.executable import build as build_executable
 
-    return build_program(graph, threads)
+    return build_executable(graph, threads)

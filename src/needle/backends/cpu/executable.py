@@ -1,0 +1,340 @@
+"""Executables: native code with what is needed to call it, made now or read from the cache."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from needle.backends.cpu import cache, jit
+from needle.backends.cpu.arguments import DONE, make_call
+from needle.backends.cpu.emit import Fault
+from needle.backends.cpu.program import Program
+from needle.backends.cpu.target import Target, host
+from needle.compiler import pipeline
+from needle.compiler.fingerprint import fingerprint
+from needle.dtypes import as_dtype
+from needle.errors import CompileError, OutOfRangeError
+from needle.graph.ir import Graph
+from needle.ops.record import REGISTRY, Op
+from needle.ops.samples import Array
+from needle.shapes import Spec
+
+#: Bytes to which every buffer is aligned.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a program.
+
+    Attributes:
+        spec: shape and dtype.
+        slot: of the table, for a new array; None if it is written to an input.
+        source: the input whose storage it takes over; None for a new array.
+        copy: what is copied to it after the call: ``("input", i)``, ``("output", i)`` or
+            ``("constant", i)``.
+    """
+
+    spec: Spec
+    slot: int | None
+    source: int | None
+    copy: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a program is called: all that is not code. It can be written as JSON.
+
+    Attributes:
+        inputs: shapes and dtypes.
+        outputs: what is returned.
+        constants: the arrays that the code addresses, and those that outputs are copied from.
+        first_constant: slot of the first; they follow each other.
+        addressed: how many of the constants the code addresses.
+        arena_slot, arena_bytes: the arena of temporary values.
+        status_slot: slot of the status.
+        slots: how many slots the table has.
+        faults: what the status may report.
+    """
+
+    inputs: tuple[Spec, ...]
+    outputs: tuple[Output, ...]
+    constants: tuple[Array, ...]
+    first_constant: int
+    addressed: int
+    arena_slot: int
+    arena_bytes: int
+    status_slot: int
+    slots: int
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def of(cls, program: Program) -> Recipe:
+        """Return the recipe of a program."""
+        graph, layout = program.graph, program.layout
+        constants = list(layout.constants)
+        outputs: list[Output] = []
+        for i, (value, slot) in enumerate(zip(graph.outputs, layout.outputs, strict=True)):
+            copy: tuple[str, int] | None = None
+            if i in layout.copies:
+                if value.constant is not None:
+                    copy = ("constant", len(constants))
+                    constants.append(np.ascontiguousarray(value.constant))
+                elif value.node is None:
+                    copy = ("input", graph.inputs.index(value))
+                else:
+                    computed = (
+                        k for k, v in enumerate(graph.outputs) if v is value and k not in layout.copies
+                    )
+                    copy = ("output", next(computed))
+            outputs.append(Output(value.spec, slot, graph.donations.get(i), copy))
+        return cls(
+            tuple(v.spec for v in graph.inputs),
+            tuple(outputs),
+            tuple(constants),
+            layout.first_constant,
+            len(layout.constants),
+            layout.arena_slot,
+            layout.memory.nbytes,
+            layout.status_slot,
+            layout.slots,
+            tuple(program.faults),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the values of the constants."""
+        return {
+            "inputs": [_spec_to_json(s) for s in self.inputs],
+            "outputs": [[_spec_to_json(o.spec), o.slot, o.source, o.copy] for o in self.outputs],
+            "constants": [_spec_to_json(Spec(c.shape, c.dtype)) for c in self.constants],
+            "numbers": [
+                self.first_constant,
+                self.addressed,
+                self.arena_slot,
+                self.arena_bytes,
+                self.status_slot,
+                self.slots,
+            ],
+            "faults": [[f.op, f.attrs, f.shape, f.location] for f in self.faults],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], values: bytes) -> Recipe:
+        """Return what `to_json` was made from; ``values`` are the constants' bytes in a row."""
+        constants = []
+        place = 0
+        for listed in data["constants"]:
+            spec = _spec_from_json(listed)
+            array = aligned(spec)
+            array.reshape(-1).view(np.uint8)[:] = np.frombuffer(
+                values, np.uint8, spec.nbytes, place
+            )
+            place += spec.nbytes
+            constants.append(array)
+        return cls(
+            tuple(_spec_from_json(s) for s in data["inputs"]),
+            tuple(
+                Output(_spec_from_json(spec), slot, source, tuple(copy) if copy else None)
+                for spec, slot, source, copy in data["outputs"]
+            ),
+            tuple(constants),
+            *data["numbers"],
+            tuple(
+                Fault(op, attrs, tuple(shape), location)
+                for op, attrs, shape, location in data["faults"]
+            ),
+        )
+
+
+def _spec_to_json(spec: Spec) -> list[Any]:
+    return [list(spec.shape), spec.dtype.name]
+
+
+def _spec_from_json(data: Sequence[Any]) -> Spec:
+    return Spec(tuple(data[0]), as_dtype(data[1]))
+
+
+class Executable:
+    """A loaded program.
+
+    Args:
+        recipe: how it is called.
+        code: its object code.
+        program: what it was made of, if it was made in this process.
+    """
+
+    def __init__(self, recipe: Recipe, code: bytes, program: Program | None = None) -> None:
+        self.recipe = recipe
+        self.program = program
+        self._library = jit.load_object(code, ["entry"])
+        self._idle: list[_Call] = []
+        self._new = [o.spec for o in recipe.outputs if o.slot is not None]
+        self._has_copies = any(
+            o.copy is not None or (o.slot is not None and o.source is not None)
+            for o in recipe.outputs
+        )
+        self._is_new = len(self._new) == len(recipe.outputs)
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the program.
+
+        Args:
+            arrays: one for each input, C-contiguous, of its shape and dtype. Those whose storage an
+                output takes over are overwritten.
+
+        Returns:
+            An array for each output: a new one, or the input that was overwritten.
+
+        Raises:
+            OutOfRangeError: an index was out of range.
+        """
+        try:
+            call = self._idle.pop()
+        except IndexError:
+            call = _Call(self.recipe, self._library)
+        new = [np.empty(shape, dtype) for shape, dtype in self._new]
+        if self._has_copies:
+            return self._run_with_copies(call, arrays, new)
+        done = call.native((*arrays, *new))
+        if done != DONE:
+            raise self._misfit(arrays, done)
+        if call.status[0]:
+            raise self._fault(call)
+        self._idle.append(call)
+        if self._is_new:
+            return new
+        fresh = iter(new)
+        return [next(fresh) if o.slot is not None else arrays[o.source] for o in self.recipe.outputs]  # type: ignore[index]
+
+    def _run_with_copies(
+        self, call: _Call, arrays: Sequence[Array], new: list[Array]
+    ) -> list[Array]:
+        """Run where some outputs are copies of inputs, of constants or of other outputs."""
+        outputs = self.recipe.outputs
+        before = {
+            i: arrays[o.copy[1]].copy()
+            for i, o in enumerate(outputs)
+            if o.copy is not None and o.copy[0] == "input"
+        }
+        done = call.native((*arrays, *new))
+        if done != DONE:
+            raise self._misfit(arrays, done)
+        if call.status[0]:
+            raise self._fault(call)
+        self._idle.append(call)
+        fresh = iter(new)
+        results = [
+            next(fresh) if o.slot is not None else arrays[o.source]  # type: ignore[index]
+            for o in outputs
+        ]
+        for i, o in enumerate(outputs):
+            if o.copy is None:
+                continue
+            kind, place = o.copy
+            if kind == "input":
+                results[i][...] = before[i]
+            else:
+                results[i][...] = (
+                    results[place] if kind == "output" else self.recipe.constants[place]
+                )
+        for i, o in enumerate(outputs):
+            if o.source is not None and o.slot is not None:
+                np.copyto(arrays[o.source], results[i])
+                results[i] = arrays[o.source]
+        return results
+
+    def _misfit(self, arrays: Sequence[Array], place: int) -> Exception:
+        if place < 0 or place >= len(arrays):
+            return CompileError(
+                f"the program takes {len(self.recipe.inputs)} arrays, got {len(arrays)}"
+            )
+        array, spec = arrays[place], self.recipe.inputs[place]
+        return CompileError(
+            f"array {place} of a program must be a contiguous {spec}, writeable if it is "
+            f"overwritten; got {Spec(array.shape, array.dtype)}, strides {array.strides}"
+        )
+
+    def _fault(self, call: _Call) -> Exception:
+        number, place, value = call.status
+        for word in range(3):
+            call.status[word] = 0
+        self._idle.append(call)
+        return exception_of(self.recipe.faults[number - 1], place, value)
+
+
+def exception_of(fault: Fault, place: int, value: int) -> Exception:
+    """Return the exception that eager execution raises for a bad value.
+
+    Args:
+        fault: what was reported.
+        place: where in the tensor it stands, in row-major order.
+        value: the value.
+    """
+    at = tuple(int(i) for i in np.unravel_index(place, fault.shape))
+    if fault.op:
+        record = REGISTRY[fault.op]
+        assert isinstance(record, Op)
+        assert record.fault is not None
+        return record.fault(value, at, **fault.attrs)
+    extent, signed, what = (fault.attrs[name] for name in ("extent", "signed", "what"))
+    low = -extent if signed else 0
+    valid = f"valid are {low} to {extent - 1}" if extent else "it has no elements"
+    where = f" (at position {list(at)} of the indices)" if at else ""
+    return OutOfRangeError(f"index: index {value}{where} is out of range for {what}; {valid}")
+
+
+class _Call:
+    """The table of one call at a time, with an arena of its own."""
+
+    def __init__(self, recipe: Recipe, library: jit.Library) -> None:
+        table: Any = (ctypes.c_void_p * recipe.slots)()
+        arena = aligned(Spec((recipe.arena_bytes,), np.dtype(np.uint8)))
+        self.status: Any = (ctypes.c_int64 * 3)()
+        table[recipe.arena_slot] = arena.ctypes.data
+        table[recipe.status_slot] = ctypes.addressof(self.status)
+        for i, constant in enumerate(recipe.constants[: recipe.addressed]):
+            table[recipe.first_constant + i] = constant.ctypes.data
+        new = [o for o in recipe.outputs if o.slot is not None]
+        slots = [*range(len(recipe.inputs)), *(o.slot for o in new if o.slot is not None)]
+        written = {o.source for o in recipe.outputs if o.source is not None}
+        written |= {len(recipe.inputs) + i for i in range(len(new))}
+        self.native = make_call(
+            library.address("entry"),
+            table,
+            [*recipe.inputs, *(o.spec for o in new)],
+            slots,
+            written,
+            keep=(library, arena, self.status, recipe.constants),
+        )
+
+
+def aligned(spec: Spec) -> Array:
+    """Return a new array on an address that suits vectors."""
+    raw = np.empty(spec.nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)
+
+
+def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Executable:
+    """Return a traced graph as native code: from the cache, or compiled.
+
+    Args:
+        graph: what was traced.
+        threads: into how many tasks large kernels are split. No bit of a result depends on it.
+        target: the processor; this machine's by default.
+    """
+    target = target or host()
+    key = cache.key(fingerprint(graph), repr(target), str(threads))
+    entry = cache.get(key)
+    if entry is not None:
+        return Executable(Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0])
+    program = Program(pipeline.run(graph), threads, target)
+    code = jit.compile_object(program.module, target)
+    recipe = Recipe.of(program)
+    values = b"".join(c.tobytes() for c in recipe.constants)
+    cache.put(key, [code, values], recipe.to_json())
+    return Executable(recipe, code, program)

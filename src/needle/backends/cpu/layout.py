@@ -1,0 +1,121 @@
+"""Where everything lies that a program's kernels address: the table of buffers, and the arena."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from needle.backends.cpu.kernel import Location
+from needle.compiler.access import is_literal
+from needle.compiler.fusion import Group
+from needle.compiler.memory import Buffer, MemoryPlan, plan_memory
+from needle.graph.ir import Graph, Value
+from needle.ops.samples import Array
+
+
+@dataclass
+class Layout:
+    """Where everything lies.
+
+    The table has a slot for each input, then for each output that is a new array, each constant,
+    the arena of temporary values, and the status.
+
+    Attributes:
+        locations: of values in memory.
+        workspaces: of memory of a kernel's own.
+        inputs: how many inputs there are; they have the first slots.
+        outputs: for each output: the slot of a new array, or None if it lies in an input.
+        copies: outputs that are copied after the call, and what is copied.
+        constants: the arrays of constants, in the order of their slots.
+        first_constant: slot of the first constant.
+        arena_slot: slot of the arena.
+        status_slot: slot of the status.
+        slots: how many slots there are.
+        memory: the plan of the arena.
+    """
+
+    locations: dict[Value, Location] = field(default_factory=dict)
+    workspaces: dict[Group, Location] = field(default_factory=dict)
+    inputs: int = 0
+    outputs: list[int | None] = field(default_factory=list)
+    copies: dict[int, Value] = field(default_factory=dict)
+    constants: list[Array] = field(default_factory=list)
+    first_constant: int = 0
+    arena_slot: int = 0
+    status_slot: int = 0
+    slots: int = 0
+    memory: MemoryPlan = field(default_factory=lambda: plan_memory([]))
+
+
+def lay_out(
+    graph: Graph, groups: list[Group], in_place: dict[int, int], workspaces: dict[Group, int]
+) -> Layout:
+    """Return a place for everything.
+
+    Args:
+        graph: the graph.
+        groups: its kernels, in the order in which they run.
+        in_place: which outputs are written to which inputs.
+        workspaces: bytes that kernels need to themselves.
+    """
+    layout = Layout(inputs=len(graph.inputs))
+    locations = layout.locations
+    for slot, value in enumerate(graph.inputs):
+        locations[value] = Location(slot)
+    slot = len(graph.inputs)
+    for i, value in enumerate(graph.outputs):
+        if i in in_place:
+            locations[value] = Location(in_place[i])
+    for i, value in enumerate(graph.outputs):
+        if i in in_place:
+            layout.outputs.append(None)
+            continue
+        layout.outputs.append(slot)
+        if value.node is not None and value not in locations:
+            locations[value] = Location(slot)
+        else:
+            layout.copies[i] = value
+        slot += 1
+    layout.first_constant = slot
+    for g in groups:
+        for p in g.pieces:
+            for value, _ in p.reads:
+                if value.constant is not None and value not in locations and not is_literal(value):
+                    locations[value] = Location(slot)
+                    layout.constants.append(np.ascontiguousarray(value.constant))
+                    slot += 1
+    layout.arena_slot, layout.status_slot = slot, slot + 1
+    layout.slots = slot + 2
+    _plan_arena(groups, layout, workspaces)
+    return layout
+
+
+def _plan_arena(groups: list[Group], layout: Layout, workspaces: dict[Group, int]) -> None:
+    """Give the values that only kernels see a place each; those not alive together may share."""
+    locations = layout.locations
+    definer = {p.value: i for i, g in enumerate(groups) for p in g.pieces}
+    last: dict[Value, int] = {}
+    for i, g in enumerate(groups):
+        for p in g.pieces:
+            for value, _ in p.reads:
+                if value in definer and definer[value] != i:
+                    last[value] = i
+    owners: list[Value | Group] = []
+    buffers: list[Buffer] = []
+    for value, end in last.items():
+        if value not in locations:
+            name = value.name or (value.node.op.name if value.node is not None else "value")
+            owners.append(value)
+            buffers.append(Buffer(name, value.nbytes, definer[value], end))
+    for i, g in enumerate(groups):
+        if workspaces.get(g):
+            owners.append(g)
+            buffers.append(Buffer("workspace", workspaces[g], i, i))
+    layout.memory = plan_memory(buffers, len(groups))
+    for owner, offset in zip(owners, layout.memory.offsets, strict=True):
+        location = Location(layout.arena_slot, offset)
+        if isinstance(owner, Value):
+            locations[owner] = location
+        else:
+            layout.workspaces[owner] = location
