@@ -117,7 +117,7 @@ class CompiledNode(GradNode):
                 "pass retain_graph=True to the earlier one"
             )
         arrays = [
-            np.zeros(spec.shape, spec.dtype) if c is None else np.ascontiguousarray(c._data)
+            np.zeros(spec.shape, spec.dtype) if c is None else np.asarray(c._data, order="C")
             for c, spec in zip(cotangents, self.history.specs, strict=True)
         ]
         arrays += [s.restore(self.name) if isinstance(s, SavedValue) else s for s in self.saved]

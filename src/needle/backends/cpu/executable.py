@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,149 +12,15 @@ from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import DONE, make_call
 from needle.backends.cpu.emit import Fault
 from needle.backends.cpu.program import Program
+from needle.backends.cpu.recipe import Recipe, aligned
 from needle.backends.cpu.target import Target, host
 from needle.compiler import pipeline
 from needle.compiler.fingerprint import fingerprint
-from needle.dtypes import as_dtype
 from needle.errors import CompileError, OutOfRangeError
 from needle.graph.ir import Graph
 from needle.ops.record import REGISTRY, Op
 from needle.ops.samples import Array
 from needle.shapes import Spec
-
-#: Bytes to which every buffer is aligned.
-ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Output:
-    """An output of a program.
-
-    Attributes:
-        spec: shape and dtype.
-        slot: of the table, for a new array; None if it is written to an input.
-        source: the input whose storage it takes over; None for a new array.
-        copy: what is copied to it after the call: ``("input", i)``, ``("output", i)`` or
-            ``("constant", i)``.
-    """
-
-    spec: Spec
-    slot: int | None
-    source: int | None
-    copy: tuple[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a program is called: all that is not code. It can be written as JSON.
-
-    Attributes:
-        inputs: shapes and dtypes.
-        outputs: what is returned.
-        constants: the arrays that the code addresses, and those that outputs are copied from.
-        first_constant: slot of the first; they follow each other.
-        addressed: how many of the constants the code addresses.
-        arena_slot, arena_bytes: the arena of temporary values.
-        status_slot: slot of the status.
-        slots: how many slots the table has.
-        faults: what the status may report.
-    """
-
-    inputs: tuple[Spec, ...]
-    outputs: tuple[Output, ...]
-    constants: tuple[Array, ...]
-    first_constant: int
-    addressed: int
-    arena_slot: int
-    arena_bytes: int
-    status_slot: int
-    slots: int
-    faults: tuple[Fault, ...]
-
-    @classmethod
-    def of(cls, program: Program) -> Recipe:
-        """Return the recipe of a program."""
-        graph, layout = program.graph, program.layout
-        constants = list(layout.constants)
-        outputs: list[Output] = []
-        for i, (value, slot) in enumerate(zip(graph.outputs, layout.outputs, strict=True)):
-            copy: tuple[str, int] | None = None
-            if i in layout.copies:
-                if value.constant is not None:
-                    copy = ("constant", len(constants))
-                    constants.append(np.ascontiguousarray(value.constant))
-                elif value.node is None:
-                    copy = ("input", graph.inputs.index(value))
-                else:
-                    computed = (
-                        k for k, v in enumerate(graph.outputs) if v is value and k not in layout.copies
-                    )
-                    copy = ("output", next(computed))
-            outputs.append(Output(value.spec, slot, graph.donations.get(i), copy))
-        return cls(
-            tuple(v.spec for v in graph.inputs),
-            tuple(outputs),
-            tuple(constants),
-            layout.first_constant,
-            len(layout.constants),
-            layout.arena_slot,
-            layout.memory.nbytes,
-            layout.status_slot,
-            layout.slots,
-            tuple(program.faults),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything but the values of the constants."""
-        return {
-            "inputs": [_spec_to_json(s) for s in self.inputs],
-            "outputs": [[_spec_to_json(o.spec), o.slot, o.source, o.copy] for o in self.outputs],
-            "constants": [_spec_to_json(Spec(c.shape, c.dtype)) for c in self.constants],
-            "numbers": [
-                self.first_constant,
-                self.addressed,
-                self.arena_slot,
-                self.arena_bytes,
-                self.status_slot,
-                self.slots,
-            ],
-            "faults": [[f.op, f.attrs, f.shape, f.location] for f in self.faults],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], values: bytes) -> Recipe:
-        """Return what `to_json` was made from; ``values`` are the constants' bytes in a row."""
-        constants = []
-        place = 0
-        for listed in data["constants"]:
-            spec = _spec_from_json(listed)
-            array = aligned(spec)
-            array.reshape(-1).view(np.uint8)[:] = np.frombuffer(
-                values, np.uint8, spec.nbytes, place
-            )
-            place += spec.nbytes
-            constants.append(array)
-        return cls(
-            tuple(_spec_from_json(s) for s in data["inputs"]),
-            tuple(
-                Output(_spec_from_json(spec), slot, source, tuple(copy) if copy else None)
-                for spec, slot, source, copy in data["outputs"]
-            ),
-            tuple(constants),
-            *data["numbers"],
-            tuple(
-                Fault(op, attrs, tuple(shape), location)
-                for op, attrs, shape, location in data["faults"]
-            ),
-        )
-
-
-def _spec_to_json(spec: Spec) -> list[Any]:
-    return [list(spec.shape), spec.dtype.name]
-
-
-def _spec_from_json(data: Sequence[Any]) -> Spec:
-    return Spec(tuple(data[0]), as_dtype(data[1]))
 
 
 class Executable:
@@ -205,10 +70,15 @@ class Executable:
         if call.status[0]:
             raise self._fault(call)
         self._idle.append(call)
-        if self._is_new:
-            return new
+        return new if self._is_new else self._collect(arrays, new)
+
+    def _collect(self, arrays: Sequence[Array], new: list[Array]) -> list[Array]:
+        """Return the outputs: new arrays, and inputs that were overwritten."""
         fresh = iter(new)
-        return [next(fresh) if o.slot is not None else arrays[o.source] for o in self.recipe.outputs]  # type: ignore[index]
+        return [
+            arrays[o.source] if o.slot is None and o.source is not None else next(fresh)
+            for o in self.recipe.outputs
+        ]
 
     def _run_with_copies(
         self, call: _Call, arrays: Sequence[Array], new: list[Array]
@@ -226,11 +96,7 @@ class Executable:
         if call.status[0]:
             raise self._fault(call)
         self._idle.append(call)
-        fresh = iter(new)
-        results = [
-            next(fresh) if o.slot is not None else arrays[o.source]  # type: ignore[index]
-            for o in outputs
-        ]
+        results = self._collect(arrays, new)
         for i, o in enumerate(outputs):
             if o.copy is None:
                 continue
@@ -238,9 +104,8 @@ class Executable:
             if kind == "input":
                 results[i][...] = before[i]
             else:
-                results[i][...] = (
-                    results[place] if kind == "output" else self.recipe.constants[place]
-                )
+                source = results if kind == "output" else self.recipe.constants
+                results[i][...] = source[place]
         for i, o in enumerate(outputs):
             if o.source is not None and o.slot is not None:
                 np.copyto(arrays[o.source], results[i])
@@ -310,13 +175,6 @@ class _Call:
             written,
             keep=(library, arena, self.status, recipe.constants),
         )
-
-
-def aligned(spec: Spec) -> Array:
-    """Return a new array on an address that suits vectors."""
-    raw = np.empty(spec.nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)
 
 
 def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Executable:

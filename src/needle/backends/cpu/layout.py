@@ -83,7 +83,7 @@ def lay_out(
             for value, _ in p.reads:
                 if value.constant is not None and value not in locations and not is_literal(value):
                     locations[value] = Location(slot)
-                    layout.constants.append(np.ascontiguousarray(value.constant))
+                    layout.constants.append(np.asarray(value.constant, order="C"))
                     slot += 1
     layout.arena_slot, layout.status_slot = slot, slot + 1
     layout.slots = slot + 2
