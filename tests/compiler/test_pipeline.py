@@ -62,6 +62,29 @@ def test_constants_are_folded_up_to_a_bound():
         assert_same_bits(a, e)
 
 
+def test_constants_are_folded_through_views():
+    def causal(x):
+        n = x.shape[0]
+        places = ndl.cumulative_sum(ndl.broadcast_to(ndl.asarray(1), (n,)))
+        return ndl.where(ndl.expand_dims(places, 1) >= places, x, 0.0)
+
+    result = pipeline.run(graph_of(causal, X[:, :8]))
+    assert ops_of(result) == {"where": 1}
+    assert_same_bits(interpret(result, X[:, :8])[0], np.tril(X[:, :8]))
+
+
+def test_constant_indices_are_slices():
+    def function(table, g):
+        rows = ndl.embedding(ndl.asarray(np.arange(3)), table)
+        return rows, ndl.untake_at(g, [np.array([6, 4, 2])], (8, 10), (0,))
+
+    graph = graph_of(function, X, X[:3])
+    result = pipeline.run(graph)
+    assert ops_of(result) == {"strided_slice": 1, "unslice": 1}
+    for a, e in zip(interpret(result, X, X[:3]), interpret(graph, X, X[:3]), strict=True):
+        assert_same_bits(a, e)
+
+
 def test_constants_whose_op_refuses_them_stay():
     graph = graph_of(lambda x: x + ndl.one_hot(ndl.asarray(np.array([5])), 3), np.zeros(3))
     assert ops_of(fold_constants(graph))["one_hot"] == 1

@@ -25,7 +25,7 @@ from needle.graph.rewrite import (
     terms,
     variables,
 )
-from needle.ops import arithmetic, reduce, slicing
+from needle.ops import arithmetic, places, reduce, slicing
 from needle.ops.contraction import matmul
 from needle.ops.movement import broadcast_to, permute_dims, reshape
 from needle.ops.record import Kind
@@ -131,7 +131,11 @@ def program(*build, shape=(2, 3, 4), dtype=np.float32):
     """Return a graph of ops in a row, each a pair of a function and its attributes."""
     value = first = Value(Spec(shape, np.dtype(dtype)), name="x")
     for function, attrs in build:
-        value = apply(function.op, (value,), attrs)
+        indices = ()
+        if isinstance(function, tuple):
+            function, array = getattr(places, function[0]), np.array(function[1])
+            indices = (Value(Spec(array.shape, array.dtype), constant=array),)
+        value = apply(function.op, (value, *indices), attrs)
     return Graph([first], sort([value]), [value])
 
 
@@ -141,6 +145,7 @@ def sliced(starts, stops, steps):
 
 FULL = sliced((0, 0, 0), (2, 3, 4), (1, 1, 1))
 PART = sliced((0, 2, 1), (2, -1, 4), (1, -1, 2))
+TURNED = sliced((0, 1, 2), (2, -1, -1), (1, -1, -2))
 ONE = {"axes": (1,), "keepdims": False}
 KEPT = {"axes": (0, 2), "keepdims": True}
 PADS = {"pads": ((1, 0), (0, 2), (3, 1)), "value": 1.5}
@@ -166,13 +171,24 @@ PROGRAMS = [
     ((slicing.unslice, {"shape": (2, 3, 4), **FULL}),),
     ((slicing.pad, {"pads": ((0, 0),) * 3, "value": 2.0}),),
     (("concat", {"axis": 0}),),
+    ((slicing.strided_slice, PART), (slicing.strided_slice, TURNED)),
+    (
+        (slicing.unslice, {"shape": (3, 8, 6), **sliced((2, 7, 1), (-1, 0, 5), (-2, -3, 1))}),
+        (slicing.unslice, {"shape": (3, 8, 12), **sliced((0, 7, 0), (3, -1, 12), (1, -1, 2))}),
+    ),
+    (
+        (slicing.pad, {"pads": ((1, 0), (0, 2), (3, 1)), "value": 1}),
+        (slicing.pad, {"pads": ((0, 0), (1, 2), (0, 1)), "value": 1}),
+    ),
+    ((("take_at", [3, 1]), {"axes": (2,), "signed": True}),),
+    ((("untake_at", [1, 3, 5]), {"axes": (1,), "shape": (2, 7, 4)}),),
     *(((function, ONE),) for function in (reduce.sum, reduce.max, reduce.min)),
     *(
         ((function, KEPT), (reshape, {"shape": (3,)}))
         for function in (reduce.sum, reduce.max, reduce.min)
     ),
 ]  # fmt: skip
-SHAPES = {4: (2, 1, 4), **dict.fromkeys((14, 15, 16), (2, 1, 4))}
+SHAPES = {4: (2, 1, 4), **dict.fromkeys((19, 20, 21), (2, 1, 4))}
 
 
 @pytest.mark.parametrize("number", range(len(MOVEMENT)), ids=lambda i: str(MOVEMENT[i]))
@@ -182,15 +198,18 @@ def test_movement_rule_changes_no_bit(number, dtype):
 
     r, steps = MOVEMENT[number], PROGRAMS[number]
     steps = [(concat if f == "concat" else f, attrs) for f, attrs in steps]
-    if dtype in (np.bool_, np.int32) and any(f is reduce.sum for f, _ in steps):
-        dtype = np.int64  # to which sums convert first
+    if dtype in (np.bool_, np.int32) and any(
+        f is reduce.sum or (isinstance(f, tuple) and f[0] == "untake_at") for f, _ in steps
+    ):
+        dtype = np.int64  # to which sums convert first, bools do not add
     graph = program(*steps, shape=SHAPES.get(number, (2, 3, 4)), dtype=dtype)
     size = graph.inputs[0].size
     array = np.resize(values_of(np.dtype(dtype), 0), size).reshape(graph.inputs[0].shape)
     rewriter = Rewriter([r])
     rewritten = rewriter(graph)
     assert rewriter.applied[r] == 1
-    assert len(rewritten.nodes) < len(graph.nodes) or rewritten.nodes[0].op is reshape.op
+    simple = (reshape.op, slicing.strided_slice.op, slicing.unslice.op)
+    assert len(rewritten.nodes) < len(graph.nodes) or rewritten.nodes[0].op in simple
     actual, expected = interpret(rewritten, array)[0], interpret(graph, array)[0]
     if r.pattern.op is reduce.sum.op:
         actual = actual + array.dtype.type(0)  # a sum of −0 alone may be 0
@@ -216,6 +235,16 @@ def test_a_transposed_product_is_a_product_of_transposed_operands():
     assert len(Rewriter(PRODUCTS)(both).nodes) == 2, "computed twice"
     turned = apply(permute_dims.op, (product,), {"axes": (2, 0, 1)})
     assert len(Rewriter(PRODUCTS)(Graph([a, b], sort([turned]), [turned])).nodes) == 2
+
+
+@pytest.mark.parametrize("indices", [[0, 2, 3], [0, 0], [-2, -1], [2, 9], [], [[0, 1]], [0, -1]])
+def test_indices_that_are_no_slice_are_gathered(indices):
+    x = Value(Spec((4, 5), np.dtype(np.float32)))
+    array = np.array(indices, np.int64)
+    index = Value(Spec(array.shape, array.dtype), constant=array)
+    out = apply(places.take_at.op, (x, index), {"axes": (0,), "signed": True})
+    graph = Graph([x], sort([out]), [out])
+    assert Rewriter(MOVEMENT)(graph).nodes == graph.nodes
 
 
 def test_a_reduction_that_others_read_is_not_computed_twice():

@@ -28,6 +28,7 @@ from needle.errors import NeedleError
 from needle.graph.ir import Graph, Node, Value, keep
 from needle.ops.movement import broadcast_to
 from needle.ops.record import Kind, Op, OpFunction
+from needle.ops.samples import Array
 from needle.shapes import Spec
 
 Number: TypeAlias = "int | float | bool"
@@ -190,6 +191,17 @@ def number_of(value: Value) -> Number | None:
         return None
     number: Number = value.constant.reshape(()).item()
     return number
+
+
+def array_of(value: Value) -> Array | None:
+    """Return the elements of ``value`` if they are constant: a constant's, or a view's of one."""
+    if value.constant is not None or value.node is None or not is_view(value.node.op):
+        return value.constant
+    array = array_of(value.node.inputs[0])
+    if array is None:
+        return None
+    shown: Array = value.node.op.reference(array, **value.node.attrs)
+    return shown
 
 
 def is_same_number(x: Number, y: Number) -> bool:

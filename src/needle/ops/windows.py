@@ -217,9 +217,17 @@ def _spread(x: Tensor, shape: Shape, axis: int, start: int, step: int) -> Tensor
 
 def _share(x: Tensor, a: int, b: int, size: Pair, stride: Pair, dilation: Pair) -> Tensor:
     """Return what tap (a, b) of each window adds to the image."""
-    lines = (*x.shape[:-3], size[1])
-    share = _spread(_tap(x, a, b), lines, -1, b * dilation[1], stride[1])
-    return _spread(share, (*lines[:-2], *size), -2, a * dilation[0], stride[0])
+    part = _tap(x, a, b)
+    front = part.shape[:-2]
+    first = (a * dilation[0], b * dilation[1])
+    last = [f + (n - 1) * s for f, n, s in zip(first, part.shape[-2:], stride, strict=True)]
+    return unslice(
+        part,
+        (*front, *size),
+        (*(0 for _ in front), *first),
+        (*front, last[0] + 1, last[1] + 1),
+        (*(1 for _ in front), *stride),
+    )
 
 
 def _tiled(x: Tensor, size: Pair) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from needle.graph.ir import Graph, Node, Value, keep
-from needle.graph.rewrite import is_view
+from needle.graph.rewrite import array_of, is_view
 
 #: Results of up to so many bytes are kept as constants. Larger ones only where they are no larger
 #: than what they are computed from: a constant must be stored, and read from memory.
@@ -25,13 +25,16 @@ def fold_constants(graph: Graph) -> Graph:
 
 
 def _folded(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
-    arrays = [v.constant for v in inputs if v.constant is not None]
-    if not inputs or len(arrays) != len(inputs):
-        return None
     size = sum(v.nbytes for v in node.results)
-    known = sum(v.nbytes for v in inputs)
     # A view of constants costs nothing, and says more than the numbers: which of them are equal.
-    if size > known if is_view(node.op) else size > max(known, FOLDED_BYTES):
+    if not inputs or (is_view(node.op) and size > sum(v.nbytes for v in inputs)):
+        return None
+    found = [array_of(v) for v in inputs]
+    arrays = [a for a in found if a is not None]
+    if len(arrays) != len(inputs):
+        return None
+    known = sum(v.nbytes for v in inputs if v.constant is not None)
+    if size > max(known, FOLDED_BYTES):
         return None
     try:
         with np.errstate(all="ignore"):

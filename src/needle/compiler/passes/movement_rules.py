@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from needle.graph.ir import Value
-from needle.graph.rewrite import Match, Term, Variable, attributes, rule, term, terms, variables
+from needle.graph.rewrite import (
+    Match,
+    Term,
+    Variable,
+    array_of,
+    attributes,
+    is_same_number,
+    rule,
+    term,
+    terms,
+    variables,
+)
 from needle.ops import movement, reduce, slicing
 from needle.ops.contraction import matmul as matmul_
 from needle.ops.joining import concat as concat_
+from needle.ops.places import take_at as take_at_, untake_at as untake_at_
 from needle.shapes import Shape, reduced_shape
 
-x, y = variables("x y")
+x, y, i = variables("x y i")
 shape, axes, inner, outer = attributes("shape axes inner outer")
 pads, value, starts, stops, steps = attributes("pads value starts stops steps")
+inner_starts, inner_steps, inner_pads = attributes("inner_starts inner_steps inner_pads")
 
 reshape, permute, broadcast = terms(movement.reshape, movement.permute_dims, movement.broadcast_to)
 strided_slice, unslice, pad = terms(slicing.strided_slice, slicing.unslice, slicing.pad)
 concat, matmul = terms(concat_, matmul_)
+take_at, untake_at = terms(take_at_, untake_at_)
 REDUCTIONS = (reduce.sum, reduce.max, reduce.min)
 
 
@@ -55,6 +71,75 @@ def _takes_what_was_padded(m: Match) -> bool:
             m.starts, m.stops, m.steps, m.x.shape, m.pads, strict=True
         )
     )
+
+
+def _first(m: Match) -> Shape:
+    """Return where the inner of two slices begins, seen from what both are taken of."""
+    return tuple(a + s * b for a, s, b in zip(m.starts, m.steps, m.inner_starts, strict=True))
+
+
+def _strides(m: Match) -> Shape:
+    return tuple(a * b for a, b in zip(m.steps, m.inner_steps, strict=True))
+
+
+def _ends(shape: Shape, starts: Shape, steps: Shape) -> Shape:
+    """Return the stops of slices that take ``shape``: just after the last element."""
+    return tuple(
+        a + (n - 1) * s + (1 if s > 0 else -1) if n else a
+        for n, a, s in zip(shape, starts, steps, strict=True)
+    )
+
+
+def _last_taken(m: Match) -> Shape:
+    return _ends(m.root.shape, _first(m), _strides(m))
+
+
+def _last_put(m: Match) -> Shape:
+    return _ends(m.x.shape, _first(m), _strides(m))
+
+
+def _has_elements(m: Match) -> bool:
+    return bool(m.root.size and m.x.size)
+
+
+def _are_padded_alike(m: Match) -> bool:
+    return is_same_number(m.inner, m.outer)
+
+
+def _both_pads(m: Match) -> tuple[tuple[int, int], ...]:
+    return tuple((a + c, b + d) for (a, b), (c, d) in zip(m.pads, m.inner_pads, strict=True))
+
+
+def _progression(m: Match) -> tuple[int, int, int] | None:
+    """Return start, stop and step of constant indices that are places of a slice."""
+    array = array_of(m.i)
+    if array is None or array.ndim != 1 or not array.size or len(m.axes) != 1:
+        return None
+    first, last = int(array[0]), int(array[-1])
+    step = int(array[1]) - first if array.size > 1 else 1
+    shape = m.x.shape if m.root.node.op is take_at_.op else m.root.shape  # type: ignore[union-attr]
+    inside = min(first, last) >= 0 and max(first, last) < shape[m.axes[0]]
+    if not step or not inside or (np.diff(array) != step).any():
+        return None
+    return first, last + (1 if step > 0 else -1), step
+
+
+def _sliced(m: Match) -> Term | None:
+    found = _progression(m)
+    return found and strided_slice(x, **_along(m.x.shape, m.axes[0], found))
+
+
+def _unsliced(m: Match) -> Term | None:
+    found = _progression(m)
+    return found and unslice(x, shape=m.shape, **_along(m.shape, m.axes[0], found))
+
+
+def _along(shape: Shape, axis: int, part: tuple[int, int, int]) -> dict[str, Shape]:
+    """Return the attributes of a slice that takes a part of one axis, and all of the others."""
+    whole = [(0, n, 1) for n in shape]
+    whole[axis] = part
+    starts, stops, steps = zip(*whole, strict=True)
+    return {"starts": starts, "stops": stops, "steps": steps}
 
 
 def _drops_kept_axes(m: Match) -> bool:
@@ -130,6 +215,30 @@ MOVEMENT = [
     rule(unslice(x, starts=starts, stops=stops, steps=steps), x, when=_takes_all),
     rule(pad(x), x, when=_keeps_shape),
     rule(concat(x), x),
+    rule(
+        strided_slice(
+            strided_slice(x, starts=starts, steps=steps), starts=inner_starts, steps=inner_steps
+        ),
+        strided_slice(x, starts=_first, stops=_last_taken, steps=_strides),
+        when=_has_elements,
+    ),
+    rule(
+        unslice(
+            unslice(x, starts=inner_starts, steps=inner_steps),
+            shape=shape,
+            starts=starts,
+            steps=steps,
+        ),
+        unslice(x, shape=shape, starts=_first, stops=_last_put, steps=_strides),
+        when=_has_elements,
+    ),
+    rule(
+        pad(pad(x, pads=inner_pads, value=inner), pads=pads, value=outer),
+        pad(x, pads=_both_pads, value=outer),
+        when=_are_padded_alike,
+    ),
+    rule(take_at(x, i, axes=axes), _sliced),
+    rule(untake_at(x, i, shape=shape, axes=axes), _unsliced),
     *(
         rule(
             term(op)(x, axes=axes),
