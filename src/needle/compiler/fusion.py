@@ -145,20 +145,28 @@ def stored_values(graph: Graph) -> set[Value]:
             widest = max((u.results[0].size for u in users.get(value, ())), default=0)
             if cost > LONGEST or (cost > 1 and (uses[value] > 1 or value.size * 2 <= widest)):
                 stored.add(value)
+    # A value that got memory later may stand between an operand and its base.
+    for node in graph.nodes:
+        if not is_inline(node) and not isinstance(node.op.lower, Fold):
+            for operand in node.inputs:
+                if view_of(operand, is_stored) is None:
+                    stored.add(operand)
     return stored
 
 
 def _store_base(value: Value, stored: set[Value]) -> None:
     """Store what a kernel reads through pointers: the value, or what it is a view of."""
-    while value.node is not None and value not in stored:
-        node = value.node
-        if moves_elements(node) and len(node.inputs) == 1:
-            # Is it a view, if only its input is stored?
-            inner = node.inputs[0]
-            if view_of(value, lambda v, inner=inner: v is inner) is not None:  # type: ignore[misc]
-                value = inner
-                continue
-        stored.add(value)
+    base = value
+    while base.node is not None and base not in stored:
+        if not moves_elements(base.node) or len(base.node.inputs) != 1:
+            break
+        # Is it a view, if only the input of its base is stored?
+        inner = base.node.inputs[0]
+        if view_of(value, lambda v, inner=inner: v is inner) is None:  # type: ignore[misc]
+            break
+        base = inner
+    if base.node is not None:
+        stored.add(base)
 
 
 def piece_of(value: Value, is_stored: Callable[[Value], bool]) -> Piece:
@@ -373,7 +381,9 @@ def _unify(own: Place, read: Place, mapping: dict[Var, Var]) -> bool:
         if a == ix.ZERO and b == ix.ZERO:
             continue
         x, y = _variable(a), _variable(b)
-        if x is None or y is None or mapping.setdefault(x, y) is not y:
+        if x is None or y is None or x.extent != y.extent:
+            return False
+        if mapping.setdefault(x, y) is not y:
             return False
     return True
 

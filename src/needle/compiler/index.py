@@ -207,6 +207,9 @@ class Index:
         common = _common(rest, divisor)
         if common > 1:
             return (_divided(rest, common) % (divisor // common)) * common
+        factor, coarse, fine = _two_scales(rest, divisor)
+        if factor > 1:
+            return (_divided(coarse, factor) % (divisor // factor)) * factor + fine
         if low < 0:  # the remainder of a negative number is that of one moved up
             rest = rest + divisor * -(low // divisor)
         return _single(Remainder(rest, divisor))
@@ -272,6 +275,24 @@ def _common(index: Index, divisor: int) -> int:
     return math.gcd(divisor, index.constant, *(c for _, c in index.terms))
 
 
+def _two_scales(index: Index, divisor: int) -> tuple[int, Index, Index]:
+    """Return a factor of ``divisor`` and two indices that add up to ``index``: a multiple of the
+    factor, and one in ``range(factor)``. The factor is 1 if there is none.
+
+    ⌊(g·x + r) / (g·d)⌋ = ⌊x / d⌋ and (g·x + r) mod (g·d) = g·(x mod d) + r for 0 ≤ r < g.
+    """
+    for factor in sorted({math.gcd(divisor, c) for _, c in index.terms}, reverse=True):
+        if factor <= 1:
+            break
+        coarse = frozenset((a, c) for a, c in index.terms if c % factor == 0)
+        whole, number = divmod(index.constant, factor)
+        fine = Index(index.terms - coarse, number)
+        low, high = fine.bounds
+        if low >= 0 and high < factor:
+            return factor, Index(coarse, whole * factor), fine
+    return 1, index, ZERO
+
+
 def _divided(index: Index, factor: int) -> Index:
     return Index(frozenset((a, c // factor) for a, c in index.terms), index.constant // factor)
 
@@ -282,6 +303,9 @@ def _quotient(index: Index, divisor: int) -> Index:
     common = math.gcd(divisor, *(c for _, c in index.terms))
     if common > 1:
         return _divided(index, common) // (divisor // common)
+    factor, coarse, _ = _two_scales(index, divisor)
+    if factor > 1:
+        return _divided(coarse, factor) // (divisor // factor)
     if len(index.terms) == 1 and not index.constant:
         ((atom, c),) = index.terms
         if c == 1 and isinstance(atom, Quotient):  # ⌊⌊x / a⌋ / b⌋ = ⌊x / (a·b)⌋
@@ -338,6 +362,8 @@ def ravel(index: Sequence[Index], shape: Shape) -> Index:
 
 def unravel(place: Index, shape: Shape) -> tuple[Index, ...]:
     """Return the index of the element at a place in row-major order."""
+    if 0 in shape:  # there are no elements
+        return (ZERO,) * len(shape)
     result = []
     for axis, (stride, extent) in enumerate(zip(strides_of(shape), shape, strict=True)):
         if extent <= 1:

@@ -17,7 +17,7 @@ from needle import dtypes
 from needle.backends.cpu.operands import Index, Operand, Segment
 from needle.backends.cpu.vector_math import MathFunction
 from needle.compiler import index as ix
-from needle.compiler.access import IndexBuilder, Place, Source, broadcast, is_literal
+from needle.compiler.access import Access, IndexBuilder, Place, Source, broadcast, is_literal
 from needle.compiler.index import Loaded, Quotient, Remainder, Var
 from needle.dtypes import DType
 from needle.graph.ir import Value
@@ -118,6 +118,8 @@ class Emitter:
         #: Several vectors may be open at a time: which one is being computed.
         self.slot = 0
         self.guards: tuple[Guard, ...] = ()
+        #: Which element of the kernel's own values the loops' variables mean.
+        self.own_places: dict[Value, Place] = {}
         #: Values kept in memory of the kernel's own: pointer and offset.
         self.rows: dict[Value, tuple[str, ix.Index]] = {}
 
@@ -156,7 +158,12 @@ class Emitter:
         return (what, self.guards, self.slot if varies else None)
 
     def _find(self, what: Any) -> Cell | None:
-        keys = (self._key(what, True), self._key(what, False))
+        # What was computed under fewer conditions serves under more.
+        keys = [
+            (what, self.guards[:n], slot)
+            for n in range(len(self.guards), -1, -1)
+            for slot in (self.slot, None)
+        ]
         for level in self.levels:
             for key in keys:
                 cell = level.memo.get(key)
@@ -223,25 +230,34 @@ class Emitter:
             location = "" if atom.value.node is None else atom.value.node.location
             range_ = {"extent": atom.extent, "signed": atom.signed, "what": atom.what}
             fault = Fault("", range_, atom.value.shape, location)
-            self._report(bad, raw, atom.value, atom.index, fault)
             x = f.select(bad, f.like(0, x), x)
+        self._report(Cell(bad, cell.level), raw, Access(atom.value, atom.index), fault)
         return self._keep(what, Cell(x, cell.level), bool(x.lanes))
 
-    def _report(self, bad: Operand, x: Operand, value: Value, at: Place, fault: Fault) -> None:
-        """Report ``x``, the element of ``value`` at an index, where ``bad`` holds."""
+    def _report(self, cell: Cell, x: Operand, access: Access, fault: Fault) -> None:
+        """Report ``x``, the element that is accessed, where the cell holds."""
         f = self.f
-        conditions = [c for g in self.guards for c in (g.uniform, g.varying) if c is not None]
-        if bad.lanes and self.mask is not None:
+        bad, level = cell
+        conditions = []
+        for guard in self.guards:
+            conditions += [c for c in (guard.uniform, guard.varying) if c is not None]
+            level = max(level, guard.level)
+        if self.mask is not None and (bad.lanes or any(c.lanes for c in conditions)):
             conditions.append(self.mask)
-        for c in conditions:
-            if c.lanes == bad.lanes or not c.lanes:
-                bad = f.binary("and", bad, f.splat(c, bad.lanes))
-        offset = ix.ravel(at, value.shape)
-        if bad.lanes:
-            place = self.lane_indices(offset).operand
-        else:
-            place = f.operand(self.scalar(offset).number)
-        self.fault(bad, f.convert(x, dtypes.int64), place, fault)
+            level = self.top
+        offset = ix.ravel(access.at, access.value.shape)
+        place = self.lane_indices(offset) if bad.lanes else self._as_cell(self.scalar(offset))
+        level = max(level, place.level)
+        with self.at(level):
+            lanes = max((c.lanes for c in conditions), default=0)
+            if conditions:
+                holds = f.splat(conditions[0], lanes)
+                for c in conditions[1:]:
+                    holds = f.binary("and", holds, f.splat(c, lanes))
+                if not bad.lanes:
+                    holds = f.any(holds)
+                bad = f.binary("and", bad, f.splat(holds, bad.lanes))
+            self.fault(bad, f.convert(x, dtypes.int64), place.operand, fault)
 
     def lane_indices(self, index: ix.Index) -> Cell:
         """Return an index of each lane."""
@@ -268,7 +284,8 @@ class Emitter:
             elif isinstance(atom, Loaded):
                 cell = self._loaded(atom)
                 level = max(level, cell.level)
-                part = cell.operand
+                with self.at(cell.level):
+                    part = f.splat(cell.operand, self.lanes)
             else:
                 assert isinstance(atom, Quotient | Remainder)
                 cell = self.lane_indices(atom.value)
@@ -300,7 +317,8 @@ class Emitter:
         if is_literal(value):
             assert value.constant is not None
             return Cell(self.f.constant(value.constant.reshape(-1)[0], value.dtype), 0)
-        what = (value, at)
+        # There is one element of a value of the kernel's own at a time, however its index reads.
+        what = (value, self.own_places.get(value, at))
         found = self._find(what)
         if found is not None:
             return found
@@ -364,15 +382,14 @@ class Emitter:
                 raise NotImplementedError(f"{node.op.name} has no lowering")
             lower: Any = node.op.lower
 
-            def lowered(f: MathFunction, *operands: Operand) -> Operand:
-                result: Operand = lower(f, *operands, **node.attrs)
-                for bad, x in f.refusals:
-                    fault = Fault(node.op.name, node.attrs, value.shape, node.location)
-                    self._report(bad, x, value, at, fault)
-                f.refusals.clear()
-                return result
-
-            return self.combine(lowered, cells, value.dtype)
+            result = self.combine(
+                lambda f, *operands: lower(f, *operands, **node.attrs), cells, value.dtype
+            )
+            refusals, self.f.refusals = self.f.refusals, []
+            for bad, x in refusals:
+                fault = Fault(node.op.name, node.attrs, value.shape, node.location)
+                self._report(Cell(bad, result.level), x, Access(value, at), fault)
+            return result
         builder = ElementBuilder(self, value)
         sources = [Source(v, self.element) for v in node.inputs]
         lower = node.op.lower

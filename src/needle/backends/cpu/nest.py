@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 def emit_nest(kernel: KernelFunction, group: Group, tasks: int) -> None:
     """Emit a group's loops into ``kernel``, of which each of ``tasks`` does its share."""
+    if any(v.extent == 0 for v in group.kept):
+        return
     nest = plan_nest(group, kernel.written, kernel.f.target, tasks)
     NestEmitter(kernel, nest, tasks).emit()
 
@@ -47,6 +49,7 @@ class NestEmitter:
     def emit(self) -> None:
         """Emit all loops."""
         nest = self.nest
+        self.e.own_places = {p.value: p.at for p in nest.pieces}
         for piece in nest.scratch:
             self._scratch[piece] = Scratch.make(self.f, piece, nest)
         outer = [v for v in nest.kept if v is not nest.vector]

@@ -97,6 +97,7 @@ def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
     def store(f: Function, sums: Operand, at: Place, state: tuple[KernelFunction, Segment]) -> None:
         part, before = state
         e = part.emitter
+        e.own_places = {p.value: p.at for p in group.pieces}
         with e.inside(before):
             place_axes(f, e.places, axes, shape, at, e.top)
             column = axes[-1]

@@ -103,6 +103,7 @@ def plan_nest(group: Group, written: set[Value], target: Target, tasks: int) -> 
         unroll = 4 if len(pieces) <= 3 else 2 if len(pieces) <= 6 else 1
         nest.slots = max(1, min(unroll, full))
         if nest.vector in inner:
+            nest.inner = [v for v in inner if v is not nest.vector] + [nest.vector]
             nest.inner_slots = 4 if full >= 4 else 2 if full >= 2 else 1
     nest.need = _needs(nest)
     nest.shared = _shared(nest, tasks)
@@ -130,7 +131,7 @@ def coalesce(group: Group) -> tuple[list[Var], list[Var], list[Piece]]:
         k = 0
         while k + 1 < len(loops):
             a, b = loops[k], loops[k + 1]
-            if not all(_is_joint(access, a, b) for access in accesses(pieces)):
+            if not b.extent or not all(_is_joint(access, a, b) for access in accesses(pieces)):
                 k += 1
                 continue
             joint = Var(f"{a.name}{b.name}", a.extent * b.extent)
