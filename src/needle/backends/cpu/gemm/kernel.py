@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from needle.backends.cpu.gemm.loops import Product
-from needle.backends.cpu.gemm.plan import Plan, choose_blocks, make_plan, task_grid
+from needle.backends.cpu.gemm.plan import Plan, choose_blocks, chooses_a, make_plan, task_grid
 from needle.backends.cpu.gemm.spec import GemmSpec
 from needle.backends.cpu.llvm import Function, Index, Module
 from needle.backends.cpu.vector_math import MathFunction
@@ -66,12 +66,14 @@ class GemmKernel:
             multiplied are the number of tasks.
         """
         spec = self.spec
-        m, n, k, b_row, b_column = (
+        m, n, k, a_row, a_column, b_row, b_column = (
             known[name] if value is None else value
             for name, value in (
                 ("m", spec.m),
                 ("n", spec.n),
                 ("k", spec.k),
+                ("a_row", spec.a.row),
+                ("a_column", spec.a.column),
                 ("b_row", spec.b.row),
                 ("b_column", spec.b.column),
             )
@@ -79,6 +81,7 @@ class GemmKernel:
         block, packs = choose_blocks(spec, m, n, k, b_row)
         packs = packs or (b_column != 1 and n > 1)
         values = {**known, "k_block": min(block or self.plan.depth, self.plan.depth)}
+        values["pack_a"] = int(chooses_a(spec, m, n, k, a_row, a_column))
         values["pack_b"] = int(packs)
         batch = 1
         for i, extent in enumerate(spec.batch):
@@ -115,7 +118,7 @@ def parameters_of(spec: GemmSpec) -> tuple[str, ...]:
     known |= {f"batch{i}": extent for i, extent in enumerate(spec.batch)}
     names = [name for name, value in known.items() if value is None]
     if names:
-        names += ["k_block", "pack_b", "batch_tasks", "row_tasks", "column_tasks"]
+        names += ["k_block", "pack_a", "pack_b", "batch_tasks", "row_tasks", "column_tasks"]
     return tuple(names)
 
 

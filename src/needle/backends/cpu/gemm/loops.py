@@ -11,7 +11,7 @@ from needle.backends.cpu.gemm.dot import DotKernel, gather_vector
 from needle.backends.cpu.gemm.microkernel import Microkernel, Tile
 from needle.backends.cpu.gemm.plan import Plan, is_dot, uses_masks
 from needle.backends.cpu.gemm.spec import GemmSpec, Matrix
-from needle.backends.cpu.gemm.tiling import tile_columns, tile_rows
+from needle.backends.cpu.gemm.tiling import max_index, tile_columns, tile_rows
 from needle.backends.cpu.llvm import Function, Index, Operand
 
 
@@ -40,16 +40,20 @@ class Product:
         self.columns = tile_columns(f, self.n, self.lanes, plan.vectors, masks)
         self.width = plan.vectors * self.lanes
         self.k_block: Index | None = loaded["k_block"] if plan.k_block == 0 else plan.k_block
-        self.packs_b: bool | Operand
-        if plan.pack_b is None:
-            self.packs_b = f.compare("ne", loaded["pack_b"], f.constant(0, dtypes.int64))
-        else:
-            self.packs_b = plan.pack_b
+        self.packs_a = self._choice(loaded, "pack_a", plan.pack_a)
+        self.packs_b = self._choice(loaded, "pack_b", plan.pack_b)
         packed_b, packed_a = plan.packed_elements(self.lanes)
         self.packed_a = f.pointer("%workspace", packed_b, spec.dtype)
         self.partial = f.pointer("%workspace", packed_b + packed_a, spec.dtype)
-        #: Whether a packed A is stored column by column.
-        self.turned_a = spec.a.load is None and spec.a.row == 1
+        #: Whether a packed A is stored column by column. One that is packed by choice is.
+        self.turned_a = spec.a.load is None and (spec.a.row == 1 or plan.pack_a is None)
+
+    def _choice(
+        self, loaded: Mapping[str, Operand], name: str, known: bool | None
+    ) -> bool | Operand:
+        if known is not None:
+            return known
+        return self.f.compare("ne", loaded[name], self.f.constant(0, dtypes.int64))
 
     def emit(self) -> None:
         """Emit the loop over the task's matrices."""
@@ -141,7 +145,7 @@ class Block:
                 self._block_of_k(stop)
 
             # At least once: sums of nothing are to be stored, too.
-            f.loop(0, product.k, product.k_block, [], k_block, runs=True)
+            f.loop(0, max_index(f, product.k, 1), product.k_block, [], k_block, runs=True)
 
         f.loop(*self.columns, plan.column_tiles, [], column_block)
 
@@ -174,9 +178,11 @@ class Block:
         def row_block(first: Index, _: list[Operand]) -> None:
             self.first_row = first
             rows = (first, f.min_index(f.add_index(first, plan.row_tiles), self.rows[1]))
-            if plan.pack_a and product.turned_a:
+            if isinstance(product.packs_a, Operand):
+                f.branch(product.packs_a, lambda: product.rows.each_run(*rows, self._pack_turned_a))
+            elif product.packs_a and product.turned_a:
                 product.rows.each_run(*rows, self._pack_turned_a)
-            elif plan.pack_a:
+            elif product.packs_a:
                 product.rows.each(*rows, self._pack_a)
 
             def column_tile(j: Index, column: Index, widths: tuple[int, ...], tail: Index) -> None:
@@ -369,10 +375,20 @@ class Block:
     def _operand_a(self, i: Index, row: Index, height: int) -> tuple[str, Index, Index]:
         """Return where a tile's part of A starts, and its strides."""
         f, strides = self.f, self.product.a
-        if self.plan.pack_a:
+        packs = self.product.packs_a
+        if packs is True:
             return self._packed_rows(i, height)
         offset = f.add_index(f.mul_index(row, strides.row), f.mul_index(self.start, strides.column))
-        return f.pointer(self.a, offset, self.spec.dtype), strides.row, strides.column
+        a = f.pointer(self.a, offset, self.spec.dtype)
+        if packs is False:
+            return a, strides.row, strides.column
+        packed, *steps = self._packed_rows(i, height)
+        chosen = f.value(f"select i1 {packs.text}, ptr {packed}, ptr {a}")
+        row_step, k_step = (
+            f.select(packs, f.operand(x), f.operand(y))
+            for x, y in zip(steps, (strides.row, strides.column), strict=True)
+        )
+        return chosen, row_step, k_step
 
     def _operand_b(self, j: Index, column: Index, columns: int) -> tuple[str, Index]:
         """Return where a tile's part of B starts, and its stride."""

@@ -19,6 +19,8 @@ from needle.dtypes import DType
 INLINE_INSTRUCTIONS = 12
 #: Multiply-adds in one turn of the loop over k, about.
 UNROLLED = 48
+#: Tiles of fewer sums are not unrolled where the length of the sum is only known at run time.
+WORTH_UNROLLING = 20
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class _Emitter:
         unroll = max(1, min(8, UNROLLED // per_step))
         if isinstance(k, int):
             unroll = min(unroll, max(k, 1))
+        elif self.tile.tail != 0 or per_step < WORTH_UNROLLING:
+            unroll = 1  # and no second loop for the rest: a kernel of run-time sizes has many tiles
         whole = f.sub_index(k, f.mod_index(k, unroll))
         offsets = self._row_offsets()
 

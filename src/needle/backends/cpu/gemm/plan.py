@@ -59,7 +59,7 @@ class Plan:
     rows: int
     vectors: int
     k_block: int | None
-    pack_a: bool
+    pack_a: bool | None
     pack_b: bool | None
     row_tiles: int
     column_tiles: int
@@ -74,7 +74,7 @@ class Plan:
     def packed_elements(self, lanes: int) -> tuple[int, int]:
         """Return how many elements of packed B and of packed A a task keeps."""
         b = self.column_tiles * self.vectors * lanes if self.pack_b is not False else 0
-        a = self.row_tiles * self.rows if self.pack_a else 0
+        a = self.row_tiles * self.rows if self.pack_a is not False else 0
         return b * self.depth, a * self.depth
 
     def workspace_bytes(self, spec: GemmSpec, lanes: int, m: int) -> int:
@@ -97,6 +97,12 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
         blocking = choose_blocks(spec, spec.m or 0, spec.n or 0, spec.k or 0, spec.b.row or 0)
     k_block, pack_b = blocking or (0, must_pack_b(spec) or None)
+    pack_a: bool | None = must_pack_a(spec)
+    if not pack_a and blocking and None not in (spec.a.row, spec.a.column):
+        extents = (spec.m or 0, spec.n or 0, spec.k or 0)
+        pack_a = chooses_a(spec, *extents, spec.a.row or 0, spec.a.column or 0)
+    elif not pack_a and spec.a.row is None:
+        pack_a = None
     depth = (K_WHOLE if k_block == 0 else k_block) or max(spec.k or 0, 1)
     width = vectors * lanes
     column_tiles = max(1, PACKED_BYTES // (width * depth * spec.dtype.itemsize))
@@ -114,7 +120,7 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         rows,
         vectors,
         k_block,
-        packs_a(spec),
+        pack_a,
         pack_b,
         row_tiles,
         column_tiles,
@@ -150,14 +156,16 @@ def must_pack_b(spec: GemmSpec) -> bool:
     return is_computed or spec.b.column not in (1, None)
 
 
-def packs_a(spec: GemmSpec) -> bool:
-    """Return whether A is copied: if it is not in memory as it is needed, or columns far apart."""
-    if spec.a.load is not None or spec.a.dtype != spec.dtype:
-        return True
-    if spec.a.row != 1 or None in (spec.a.column, spec.k, spec.n, spec.m):
-        return False
-    apart = (spec.a.column or 0) * spec.dtype.itemsize >= APART
-    return apart and (spec.k or 0) >= 128 and (spec.n or 0) >= 256 and (spec.m or 0) > 1
+def must_pack_a(spec: GemmSpec) -> bool:
+    """Whether A cannot be read where it is, whatever its extents."""
+    return spec.a.load is not None or spec.a.dtype != spec.dtype
+
+
+def chooses_a(spec: GemmSpec, m: int, n: int, k: int, a_row: int, a_column: int) -> bool:
+    """Return whether to copy A: if it must be; or if the columns of a transposed A are far apart,
+    which costs a cache miss for each k of each tile, and there are tiles enough to gain from it."""
+    apart = a_row == 1 and m > 1 and a_column * spec.dtype.itemsize >= APART
+    return must_pack_a(spec) or (apart and k >= 128 and n >= 256)
 
 
 def choose_blocks(spec: GemmSpec, m: int, n: int, k: int, b_row: int) -> tuple[int | None, bool]:
