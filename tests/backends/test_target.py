@@ -15,7 +15,7 @@ from needle.backends.cpu import jit, target
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import Target, choose
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, DeviceError
 
 SOURCE = str(Path(ndl.__file__).parents[1])
 #: Features of processors, as LLVM lists them.
@@ -134,6 +134,16 @@ def test_arm_has_neon():
 def test_what_there_is_not(name):
     with pytest.raises(ArgumentError, match=r"this machine has sse2, sse4, avx2$"):
         choose(name, "x86", AVX2)
+
+
+def test_a_machine_that_no_code_is_made_for(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    target._machine.cache_clear()
+    try:
+        with pytest.raises(DeviceError, match="riscv64"):
+            target.host()
+    finally:
+        target._machine.cache_clear()
 
 
 def test_environment_variable():

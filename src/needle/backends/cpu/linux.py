@@ -132,20 +132,29 @@ def _words(path: Path) -> list[str]:
 
 
 def wait_ir(futex: bool = IS_LINUX) -> str:
-    """Return the IR of ``void @pool_wait(ptr word, i32 value)`` and ``void @pool_wake(ptr word)``.
+    """Return the IR of ``void @pool_wait(ptr word, i32 value)``, ``void @pool_wake(ptr word)`` and
+    ``void @pool_yield()``.
 
     ``pool_wait`` sleeps while the word has the value, and may return early; ``pool_wake`` ends the
     sleep of a thread that waits for the word. With a futex that takes about 5 µs of the waker's
     time; elsewhere the waiting thread looks again every 100 µs, and waking does nothing.
+    ``pool_yield`` lets another thread run that waits for the same core.
 
     Args:
         futex: whether to use Linux' futex.
     """
     number = _FUTEX.get(platform.machine())
+    yields = "SwitchToThread" if os.name == "nt" else "sched_yield"
+    common = f"""declare i32 @{yields}()
+define internal void @pool_yield() #0 {{
+  %r = call i32 @{yields}()
+  ret void
+}}"""
     if futex and number is not None:
         # 128 and 129: wait and wake, on memory that belongs to this process alone.
         call = f"call i64 (i64, ...) @syscall(i64 {number}, ptr %word"
-        return f"""declare i64 @syscall(i64, ...)
+        return f"""{common}
+declare i64 @syscall(i64, ...)
 define internal void @pool_wait(ptr %word, i32 %value) #0 {{
   %r = {call}, i32 128, i32 %value, ptr null, ptr null, i32 0)
   ret void
@@ -156,7 +165,8 @@ define internal void @pool_wake(ptr %word) #0 {{
 }}"""
     name, kind, pause = ("Sleep", "void", 1) if os.name == "nt" else ("usleep", "i32", 100)
     call = f"call void @{name}" if kind == "void" else f"%r = call {kind} @{name}"
-    return f"""declare {kind} @{name}(i32)
+    return f"""{common}
+declare {kind} @{name}(i32)
 define internal void @pool_wait(ptr %word, i32 %value) #0 {{
   {call}(i32 {pause})
   ret void
@@ -169,9 +179,9 @@ define internal void @pool_wake(ptr %word) #0 {{
 def wait_symbols() -> dict[str, int]:
     """Return the addresses of the functions of the system that `wait_ir` calls."""
     if os.name == "nt":
-        library, names = ctypes.CDLL("kernel32"), ["Sleep"]
+        library, names = ctypes.CDLL("kernel32"), ["Sleep", "SwitchToThread"]
     else:
-        library, names = ctypes.CDLL(None), ["syscall", "usleep"]
+        library, names = ctypes.CDLL(None), ["syscall", "usleep", "sched_yield"]
     addresses = {
         name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         for name in names

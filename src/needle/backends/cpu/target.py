@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from needle.dtypes import DType
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, DeviceError
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ _REQUIRED = {
     AVX2: "avx avx2 fma bmi bmi2 f16c lzcnt movbe",
     AVX512: "avx512f avx512vl avx512dq avx512bw avx512cd",
 }
+#: What systems call the architectures.
+_ARCHITECTURES = {"x86_64": "x86", "amd64": "x86", "aarch64": "aarch64", "arm64": "aarch64"}
 #: Extensions that the host's code uses where it has them.
 _EXTENSIONS = {
     "x86": (
@@ -139,12 +141,22 @@ def choose(name: str, architecture: str, present: frozenset[str]) -> Target:
 
 @cache
 def _machine() -> tuple[str, frozenset[str]]:
-    """Return the architecture and the features of this machine."""
+    """Return the architecture and the features of this machine.
+
+    Raises:
+        DeviceError: if it is one that no code is generated for.
+    """
     import platform
 
     import llvmlite.binding as llvm
 
-    is_arm = platform.machine().lower() in ("aarch64", "arm64")
+    name = platform.machine().lower()
+    architecture = _ARCHITECTURES.get(name)
+    if architecture is None:
+        raise DeviceError(
+            "needle compiles for x86-64 and for 64-bit ARM; this machine is of another kind "
+            f"({name or 'unknown'}): run without needle.compile"
+        )
     features = llvm.get_host_cpu_features()
     present = frozenset(feature for feature, is_present in features.items() if is_present)
-    return ("aarch64" if is_arm else "x86"), present
+    return architecture, present
