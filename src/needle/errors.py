@@ -73,6 +73,10 @@ class CompileError(NeedleError, RuntimeError):
     """The compiler cannot make code of something in a graph."""
 
 
+class DivergenceError(NeedleError, ArithmeticError):
+    """Compiled code gave another result than the references of the ops: a fault of the compiler."""
+
+
 class GraphError(NeedleError, RuntimeError):
     """A graph that breaks a rule of graphs: a fault of a pass, not of the traced function."""
 

@@ -10,6 +10,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from needle import tree
 from needle.arrays import to_array
+from needle.compiled.check import Checked
+from needle.compiled.executable import Executable, build
 from needle.compiled.specialization import Specialization
 from needle.config import modes
 from needle.devices import META
@@ -104,7 +106,7 @@ class Compiled(Generic[P, R]):
                 self._check_budget(key, args, kwargs)
                 traced = self._trace(args, kwargs)
                 is_flat = not kwargs and len(leaves) == len(args)
-                found = Specialization(traced, leaves, is_flat, self.backend)
+                found = Specialization(traced, leaves, is_flat, self._build)
                 if not found.is_valid():
                     raise TraceError(
                         f"{function_name(self.function)}: what it depends on was changed while it "
@@ -117,6 +119,11 @@ class Compiled(Generic[P, R]):
         return trace_call(
             self.function, args, kwargs, keep_grads=self.keep_grads, differentiable=True
         )
+
+    def _build(self, graph: Graph) -> Executable:
+        if self.check:
+            return Checked(graph, lambda g: build(g, self.backend))
+        return build(graph, self.backend)
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | None:
         for candidate in reversed(self._table.get(key, ())):

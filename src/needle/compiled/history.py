@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from needle.compiled.executable import Executable, build
+from needle.compiled.executable import Executable
 from needle.errors import GradientError
 from needle.gradnode import GradNode, SavedValue, connect, edge_of
 from needle.graph.differentiate import Backward
+from needle.graph.ir import Graph
 from needle.graph.traced import Traced
 from needle.ops.samples import Array
 from needle.tensor import Tensor, wrap
@@ -23,13 +24,15 @@ class History:
     Args:
         traced: the function.
         backward: its backward pass, compiled when it is first needed.
-        backend: what runs it.
+        build: makes an executable of a graph.
     """
 
-    def __init__(self, traced: Traced, backward: Backward, backend: str | None) -> None:
+    def __init__(
+        self, traced: Traced, backward: Backward, build: Callable[[Graph], Executable]
+    ) -> None:
         self.name = traced.graph.name
         self.backward = backward
-        self.backend = backend
+        self._build = build
         self.specs = [v.spec for v in backward.graph.inputs[: len(backward.roots)]]
         self._sources = traced.sources
         self._arguments = traced.arguments
@@ -43,7 +46,7 @@ class History:
         """What runs the backward pass."""
         with self._lock:
             if self._executable is None:
-                self._executable = build(self.backward.graph, self.backend)
+                self._executable = self._build(self.backward.graph)
             return self._executable
 
     def attach(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from needle import tree
 from needle.compiled.dropped import dropped_grad
-from needle.compiled.executable import Executable, build
+from needle.compiled.executable import Executable
 from needle.compiled.history import History
 from needle.compiled.storage import check_apart, is_behaved, root_of
 from needle.config import State, changes, modes
 from needle.errors import ArgumentError, TraceError
-from needle.graph.traced import Traced, is_array
+from needle.graph.ir import Graph
+from needle.graph.traced import GradUpdate, Traced, is_array
 from needle.graph.tracing import Watched
 from needle.ops.samples import Array
 from needle.tensor import Tensor, initialise
@@ -29,7 +30,7 @@ class Specialization:
         leaves: the flattened arguments that it was traced with.
         is_flat: whether the leaves are the positional arguments themselves; otherwise, the
             arguments must be flattened at each call.
-        backend: what runs the graph.
+        build: makes an executable of a graph.
 
     Attributes:
         executable: what runs the graph.
@@ -37,10 +38,14 @@ class Specialization:
     """
 
     def __init__(
-        self, traced: Traced, leaves: Sequence[Any], is_flat: bool, backend: str | None = None
+        self,
+        traced: Traced,
+        leaves: Sequence[Any],
+        is_flat: bool,
+        build: Callable[[Graph], Executable],
     ) -> None:
         self.traced = traced
-        self.executable: Executable = build(traced.graph, backend)
+        self.executable = build(traced.graph)
         self.calls = 0
         self._token: object = None
         state = modes.state
@@ -58,12 +63,16 @@ class Specialization:
         self._requires_grad = [tuple(t._requires_grad for t in s.tensors) for s in traced.sources]
         self._lock = threading.RLock() if graph.donations or traced.grads or traced.after else None
         self._single = self._single_output()
-        self._dropped = [
-            None if g.spec is None else dropped_grad(g.spec, graph.name) for g in traced.grads
+        #: Gradients: those that become the same object at each call, and those with values.
+        self._fixed_grads = [
+            (g, None if g.spec is None else dropped_grad(g.spec, graph.name))
+            for g in traced.grads
+            if g.output is None
         ]
+        self._valued_grads = [(g, g.output) for g in traced.grads if g.output is not None]
         self._has_effects = bool(graph.donations or traced.grads or traced.after)
         backward = traced.backward
-        self._history = None if backward is None else History(traced, backward, backend)
+        self._history = None if backward is None else History(traced, backward, build)
         # Set by `bind`.
         self._state: list[Array] = []
         self._versions: list[list[int]] = []
@@ -245,15 +254,17 @@ class Specialization:
         return result
 
     def _set_grads(self, leaves: Sequence[Any], outputs: list[Array]) -> None:
-        for update, dropped in zip(self.traced.grads, self._dropped, strict=True):
-            tensor = update.tensor
-            if tensor is None:
-                assert update.argument is not None
-                tensor = leaves[self._places[update.argument]]
-            if update.output is not None:
-                tensor._grad = initialise(Tensor.__new__(Tensor), outputs[update.output], True)
-            else:
-                tensor._grad = dropped if update.is_dropped else None
+        for update, fixed in self._fixed_grads:
+            self._tensor(leaves, update)._grad = fixed
+        for update, output in self._valued_grads:
+            grad = initialise(Tensor.__new__(Tensor), outputs[output], True)
+            self._tensor(leaves, update)._grad = grad
+
+    def _tensor(self, leaves: Sequence[Any], update: GradUpdate) -> Any:
+        if update.tensor is not None:
+            return update.tensor
+        assert update.argument is not None
+        return leaves[self._places[update.argument]]
 
     def _results(self, leaves: Sequence[Any], arrays: list[Array], outputs: list[Array]) -> Any:
         values: list[Any] = []
