@@ -8,7 +8,7 @@ input stand before the one that overwrites it, so that no copy is needed.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from needle.compiler.memory import Buffer
@@ -42,6 +42,7 @@ class Schedule:
             inputs and constants, need none.
         kept: values that are needed after the last step.
         donations: for a value that takes over the storage of another, that other one.
+        after: further steps, by number, that each step must run after.
 
     Attributes:
         copied: values that cannot be written directly into the storage that they take over, since a
@@ -54,6 +55,7 @@ class Schedule:
         sizes: Mapping[Hashable, int],
         kept: Sequence[Hashable] = (),
         donations: Mapping[Hashable, Hashable] | None = None,
+        after: Mapping[int, Iterable[int]] | None = None,
     ) -> None:
         self.steps = list(steps)
         self.sizes = sizes
@@ -70,6 +72,9 @@ class Schedule:
                 before = self._writer.get(v)
                 if before is not None and before != i:
                     self._after[before].add(i)
+        for i, others in (after or {}).items():
+            for j in others:
+                self._after[j].add(i)
         self.copied = self._order_donations(donations or {})
 
     def _order_donations(self, donations: Mapping[Hashable, Hashable]) -> frozenset[Hashable]:

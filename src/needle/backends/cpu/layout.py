@@ -91,6 +91,21 @@ def lay_out(
     return layout
 
 
+def may_overwrite(group: Group, value: Value, target: Value) -> bool:
+    """Whether a kernel may write ``value`` where ``target`` lies: if it reads of it only the
+    element that it writes, and only once."""
+    at = group.place_of(value)
+    for p in group.pieces:
+        for v, place in p.reads:
+            if v is target and (place != at or (group.inner and p.value is not value)):
+                return False
+    return not (group.anchor is not None and _reads_as_operand(group, target))
+
+
+def _reads_as_operand(group: Group, target: Value) -> bool:
+    return any(v is target for v, at in group.pieces[0].reads if at == ())
+
+
 def _plan_arena(groups: list[Group], layout: Layout, workspaces: dict[Group, int]) -> None:
     """Give the values that only kernels see a place each; those not alive together may share."""
     locations = layout.locations
@@ -103,11 +118,18 @@ def _plan_arena(groups: list[Group], layout: Layout, workspaces: dict[Group, int
                     last[value] = i
     owners: list[Value | Group] = []
     buffers: list[Buffer] = []
-    for value, end in last.items():
-        if value not in locations:
-            name = value.name or (value.node.op.name if value.node is not None else "value")
-            owners.append(value)
-            buffers.append(Buffer(name, value.nbytes, definer[value], end))
+    number = {v: i for i, v in enumerate(v for v in last if v not in locations)}
+    for value in number:
+        name = value.name or (value.node.op.name if value.node is not None else "value")
+        step = definer[value]
+        ending = [v for v in number if last[v] == step]
+        takes_over = tuple(
+            number[v]
+            for v in ending
+            if v.spec == value.spec and may_overwrite(groups[step], value, v)
+        )
+        owners.append(value)
+        buffers.append(Buffer(name, value.nbytes, step, last[value], takes_over))
     for i, g in enumerate(groups):
         if workspaces.get(g):
             owners.append(g)

@@ -5,19 +5,20 @@ A program's native entry takes one pointer: to a table of the buffers that the k
 
 from __future__ import annotations
 
-import heapq
 import math
+from collections.abc import Hashable
 
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.emit import Fault
 from needle.backends.cpu.kernel import KernelFunction
-from needle.backends.cpu.layout import lay_out
+from needle.backends.cpu.layout import lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.target import Target, host
 from needle.compiler.fusion import Fusion, Group
+from needle.compiler.schedule import Schedule, Step
 from needle.graph.ir import Graph, Value
 
 #: Elements times ops below which a kernel is not worth a second thread.
@@ -108,51 +109,37 @@ def order_groups(
         if writer is None or value in taken:
             continue
         readers = [g for g in groups if g is not writer and _reads(g, target)]
-        if not _may_overwrite(writer, value, target):
+        if not may_overwrite(writer, value, target):
             continue
         if any(_depends(needs, reader, writer) for reader in readers):
             continue
         needs[writer].update(readers)
         in_place[output] = source
         taken.add(value)
-    waiting = {g: len(n) for g, n in needs.items()}
-    followers: dict[Group, list[Group]] = {g: [] for g in groups}
-    for g, n in needs.items():
-        for other in n:
-            followers[other].append(g)
-    ready = [(g.number, g) for g in groups if not waiting[g]]
-    heap = [(number, id(g)) for number, g in ready]
-    by_id = {id(g): g for g in groups}
-    heapq.heapify(heap)
-    order = []
-    while heap:
-        g = by_id[heapq.heappop(heap)[1]]
-        order.append(g)
-        for follower in followers[g]:
-            waiting[follower] -= 1
-            if not waiting[follower]:
-                heapq.heappush(heap, (follower.number, id(follower)))
-    assert len(order) == len(groups)
+    order = _scheduled(graph, sorted(groups, key=lambda g: g.number), needs)
     return order, in_place
+
+
+def _scheduled(graph: Graph, groups: list[Group], needs: dict[Group, set[Group]]) -> list[Group]:
+    """Return the groups in an order in which they can run, of those found that of least memory."""
+    place = {g: i for i, g in enumerate(groups)}
+    steps: list[Step] = []
+    read: set[Value] = set()
+    for g in groups:
+        own = dict.fromkeys(g.defines())
+        reads = dict.fromkeys(v for p in g.pieces for v, _ in p.reads if v not in own)
+        steps.append(Step(tuple(reads), tuple(own)))
+        read.update(reads)
+    outputs = set(graph.outputs)
+    sizes: dict[Hashable, int] = {
+        v: v.nbytes for g in groups for v in g.defines() if v in read and v not in outputs
+    }
+    after = {place[g]: [place[n] for n in needed] for g, needed in needs.items()}
+    return [groups[i] for i in Schedule(steps, sizes, after=after).order()]
 
 
 def _reads(group: Group, value: Value) -> bool:
     return any(v is value for p in group.pieces for v, _ in p.reads)
-
-
-def _may_overwrite(group: Group, value: Value, target: Value) -> bool:
-    """Whether a kernel may write ``value`` where ``target`` lies: if it reads of it only the
-    element that it writes, and only once."""
-    at = group.place_of(value)
-    for p in group.pieces:
-        for v, place in p.reads:
-            if v is target and (place != at or (group.inner and p.value is not value)):
-                return False
-    return not (group.anchor is not None and _reads_as_operand(group, target))
-
-
-def _reads_as_operand(group: Group, target: Value) -> bool:
-    return any(v is target for v, at in group.pieces[0].reads if at == ())
 
 
 def _depends(needs: dict[Group, set[Group]], group: Group, on: Group) -> bool:
