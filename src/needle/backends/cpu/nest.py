@@ -132,8 +132,7 @@ class NestEmitter:
             return
         for slot in range(slots):
             self.e.slot = slot
-            at = self.f.add_index(self._base, slot * self.nest.lanes)
-            self.e.places[vector] = Position(at, self._base_level)
+            self.e.places[vector] = self._slots[slot]
             work(slot)
         self.e.slot = 0
 
@@ -141,8 +140,10 @@ class NestEmitter:
 
     def _block(self, slots: int) -> None:
         """Compute one element of the outer loops, or ``slots`` vectors of them."""
-        self._base_level = self.e.top
         nest = self.nest
+        if nest.vector is not None and nest.vector in nest.kept:
+            firsts = [self.f.add_index(self._base, i * nest.lanes) for i in range(slots)]
+            self._slots = [Position(first, self.e.top) for first in firsts]
         for stage in range(nest.stages):
             self._before(stage, slots)
             self._stage(stage, slots)

@@ -97,6 +97,7 @@ def plan_nest(group: Group, written: set[Value], target: Target, tasks: int) -> 
     kept, inner, pieces = coalesce(group)
     nest = Nest(kept, inner, pieces)
     nest.vector = choose_vector(nest)
+    _turn_inward(nest)
     if nest.vector is not None:
         nest.lanes = min(_lanes(nest, target), _power_above(nest.vector.extent))
         full = nest.vector.extent // nest.lanes
@@ -151,13 +152,15 @@ def _is_joint(access: Access, a: Var, b: Var) -> bool:
 def choose_vector(nest: Nest) -> Var | None:
     """Return the variable along which most accesses touch neighbours."""
     best, score = None, (-math.inf, -1)
+    own = {p.value for p in nest.pieces}
+    stores = {k for k, (value, _) in enumerate(accesses(nest.pieces)) if value in own}
     for position, var in enumerate((*nest.kept, *nest.inner)):
         gain = 0.0
-        for value, at in accesses(nest.pieces):
+        for k, (value, at) in enumerate(accesses(nest.pieces)):
             offset = ix.ravel(at, value.shape)
             stride = offset.stride(var)
-            # A long access counts as much as its values.
-            weight = math.log2(value.size + 1)
+            # A long access counts for more; storing elements apart costs more than loading them.
+            weight = math.log2(value.size + 1) * (3 if k in stores else 1)
             if stride == 1:
                 gain += weight
             elif stride != 0:
@@ -167,6 +170,26 @@ def choose_vector(nest: Nest) -> Var | None:
         if (gain, position) > score:
             best, score = var, (gain, position)
     return best
+
+
+def _turn_inward(nest: Nest) -> None:
+    """Make a loop an inner one where an access runs along it but across the vectors.
+
+    A block of vectors is then gathered from cache lines that the next turns of that loop use up,
+    instead of touching each line once for every element in it.
+    """
+    vector = nest.vector
+    if nest.inner or vector is None:
+        return
+    for value, at in accesses(nest.pieces):
+        offset = ix.ravel(at, value.shape)
+        if offset.stride(vector) in (0, 1):
+            continue
+        for var in nest.kept:
+            if var is not vector and offset.stride(var) == 1:
+                nest.kept.remove(var)
+                nest.inner.append(var)
+                return
 
 
 def _lanes(nest: Nest, target: Target) -> int:
