@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from needle import dtypes
-from needle.arrays import to_array
+from needle.arrays import aligned_zeros, to_array
 from needle.devices import META, Device, as_device
 from needle.dtypes import DType, as_dtype
 from needle.errors import ArgumentError, ArgumentTypeError, ShapeError
@@ -25,9 +25,10 @@ DeviceLike = Device | str | None
 def _filled(shape: Shape, value: Any, dtype: DType, device: DeviceLike) -> Tensor:
     if as_device(device) is META:
         return wrap(Spec(shape, dtype))
-    if value.__class__ is int and value == 0:
-        return wrap(np.zeros(shape, dtype=dtype))
-    return wrap(np.full(shape, to_array(value, dtype), dtype=dtype))
+    array = aligned_zeros(shape, dtype)
+    if value.__class__ is not int or value != 0:
+        array[...] = to_array(value, dtype)
+    return wrap(array)
 
 
 def asarray(

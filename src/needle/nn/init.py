@@ -88,6 +88,14 @@ def _generator(generator: Generator | None) -> Generator | None:
     return generator if generator is not None else _defaults.get().generator
 
 
+def _settled(values: Tensor) -> Tensor:
+    """Return values in aligned memory of their own: parameters stay where they are made."""
+    if values.device is META:
+        return values
+    with no_grad():
+        return inplace.copy_(creation.zeros(values.shape, dtype=values.dtype), values)
+
+
 def fans(shape: Sequence[int], layout: str | None = None) -> tuple[int, int]:
     """Return fan-in and fan-out: how many inputs an output sums over, and the other way round.
 
@@ -254,7 +262,7 @@ def uniform(
         True
     """
     target, place = _resolve(dtype, device)
-    return random.uniform(shape, low, high, target, _generator(generator), device=place)
+    return _settled(random.uniform(shape, low, high, target, _generator(generator), device=place))
 
 
 def normal(
@@ -281,7 +289,7 @@ def normal(
         (2, 3)
     """
     target, place = _resolve(dtype, device)
-    return random.normal(shape, mean, std, target, _generator(generator), device=place)
+    return _settled(random.normal(shape, mean, std, target, _generator(generator), device=place))
 
 
 def truncated_normal(
@@ -337,7 +345,7 @@ def truncated_normal(
     u = random.uniform(shape, cdf[0], cdf[1], dtypes.float64, _generator(generator), device=place)
     z = normal_quantile(u.clip(math.ulp(0.0), 1 - 2**-53)) * flip
     # Rounding, in Φ⁻¹ or to a narrow dtype, may step over a bound.
-    return (z * std + mean).clip(a, b).astype(target).clip(a, b)
+    return _settled((z * std + mean).clip(a, b).astype(target).clip(a, b))
 
 
 # Scaled by fan
@@ -535,7 +543,7 @@ def orthogonal(
     q = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
     if rows < columns:
         q = q.T
-    return creation.asarray((gain * q).reshape(extents), dtype=target)
+    return _settled(creation.asarray((gain * q).reshape(extents), dtype=target))
 
 
 constant_ = _in_place(constant)
