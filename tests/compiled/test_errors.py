@@ -155,9 +155,12 @@ def test_a_layer_that_keeps_changing() -> None:
 def test_a_leaked_tensor() -> None:
     kept: list[Any] = []
 
+    def keep(value: Any) -> None:
+        kept.append(value)
+
     def remember(x: Any) -> Any:
         y = x.exp()  # here
-        kept.append(y)
+        keep(y)
         return y * 2
 
     compiled = ndl.compile(remember)

@@ -16,6 +16,7 @@ from needle.compiled.storage import check_apart, is_behaved, root_of
 from needle.config import State, changes, modes
 from needle.errors import ArgumentError, TraceError
 from needle.graph.ir import Graph
+from needle.graph.surroundings import MISSING, is_plain
 from needle.graph.traced import GradUpdate, Traced, is_array
 from needle.graph.tracing import Watched
 from needle.ops.samples import Array
@@ -78,6 +79,9 @@ class Specialization:
         self._versions: list[list[int]] = []
         self._is_odd = False
         self._written_roots: set[int] = set()
+        self._cells: list[tuple[Any, Any]] = []
+        self._names: list[tuple[dict[str, Any], str, Any]] = []
+        self._contents: list[tuple[Any, Any]] = []
 
     def _single_output(self) -> int | None:
         results = self.traced.results
@@ -90,8 +94,8 @@ class Specialization:
 
     def is_valid(self) -> bool:
         """Whether what was captured is still what it was traced with; binds its arrays."""
-        if self._token is changes.token:
-            return self._fits_grads(())
+        if self._token is changes.token and self._fits_surroundings():
+            return True
         token = changes.token
         if not self.bind():
             return False
@@ -137,6 +141,31 @@ class Specialization:
         self._is_odd = not all(is_behaved(a) for a in arrays)
         self._written_roots = {id(root_of(arrays[i])) for i in self._written_state}
         self._state = arrays
+        self._look_around()
+        return True
+
+    def _look_around(self) -> None:
+        """Take what the function finds around it, for a quick comparison at each call."""
+        references = self.traced.references
+        full = [r for r in references if not r.name and r.value() is not MISSING]
+        self._cells = [(r.holder, r.value()) for r in full]
+        self._names = [(r.holder, r.name, r.value()) for r in references if r.name]
+        values = [r.value() for r in references]
+        self._contents = [
+            (v, v.copy()) for v in values if isinstance(v, (list, dict, set)) and is_plain(v)
+        ]
+
+    def _fits_surroundings(self) -> bool:
+        """Whether the function would find around it what it found before."""
+        for cell, value in self._cells:
+            if cell.cell_contents is not value:
+                return False
+        for names, name, value in self._names:
+            if names.get(name) is not value:
+                return False
+        for content, copy in self._contents:  # noqa: SIM110 - twice as fast
+            if content != copy:
+                return False
         return True
 
     def _fits_grads(self, leaves: Sequence[Any]) -> bool:
@@ -182,7 +211,7 @@ class Specialization:
             ):
                 return None
             arrays.append(data)
-        if self._is_odd or not self._fits_grads(args):
+        if self._is_odd or not (self._fits_surroundings() and self._fits_grads(args)):
             return None
         if self._written_roots or self._written_arguments:
             self._check_arguments(arrays)

@@ -13,8 +13,9 @@ from needle.errors import TraceError
 from needle.graph.cell import Cell, describe
 from needle.graph.differentiate import BackwardTrace, trace_backward
 from needle.graph.ir import Graph, Node, Value
+from needle.graph.surroundings import Reference, Same, difference
 from needle.graph.traced import GradUpdate, Result, Source, Traced
-from needle.graph.tracing import Capture, GradSlot, Same, Trace
+from needle.graph.tracing import Capture, GradSlot, Restart, Trace, Watched
 from needle.ops.movement import broadcast_to
 from needle.ops.samples import Array
 from needle.random import default_generator
@@ -111,7 +112,10 @@ class End:
             return GradUpdate(tensor, place, None)
         spec = Spec(slot.now.shape, slot.now.dtype)
         capture = self.run.captures.get(id(slot.owner._data))
-        if not keep_grads and capture is not None and capture.is_written:
+        is_written = capture is not None and capture.is_written
+        if place is not None:
+            is_written = self.stand_ins[place]._data.last() is not self.inputs[place]
+        if not keep_grads and is_written:
             return GradUpdate(tensor, place, None, True, spec)
         value = self.run.cell_of(slot.now).read()
         return GradUpdate(tensor, place, self._output(value), False, spec)
@@ -127,24 +131,46 @@ class End:
                     "one before: write value.detach()"
                 )
 
-    def check_leaks(self) -> None:
-        """Note what the program depends on, and raise if a module has kept a traced tensor."""
-        for watched in self.run.watched.values():
-            watched.what = watched.what.partition(" #")[0]
-            watched.value = watched.probe()
-            if not isinstance(watched.value, dict):
-                continue
-            for name, value in watched.value.items():
-                tensor = value.value if isinstance(value, Same) else None
-                if isinstance(tensor, Tensor) and tensor._data.__class__ is Cell:
-                    raise TraceError(
-                        f"{self.run.name}: {watched.what} keeps a traced tensor in its attribute "
-                        f"{name!r} ({describe(tensor._data.value.node)}), which has no values "
-                        "after the call; make the attribute an nn.Buffer, which is updated in "
-                        "each call, or return the tensor"
-                    )
+    def check_effects(self, is_second: bool) -> None:
+        """Look at what the function depends on besides tensors, and whether it has changed it.
 
-    def finish(self, structure: tree.TreeDef) -> Traced:
+        Args:
+            is_second: whether it did so in the trace before, too.
+
+        Raises:
+            TraceError: it does so each time.
+            Restart: it has done so once.
+        """
+        for watched in self.run.watched.values():
+            watched.value = watched.probe()
+            if isinstance(watched.value, dict):
+                self._check_attributes(watched)
+        for watched in self.run.watched.values():
+            if watched.before is None or watched.before == watched.value:
+                continue
+            cause = _cause(watched.value)
+            if not is_second and not cause:
+                raise Restart(has_effects=True)
+            raise TraceError(
+                f"{self.run.name}: it changes {watched.what} each time it runs "
+                f"({difference(watched.before, watched.value)}{cause}), but once "
+                "it is compiled, its Python does not run again; return the value and change "
+                f"{watched.what} outside, or keep it in a tensor that is updated in place, such as "
+                "an nn.Buffer"
+            )
+
+    def _check_attributes(self, watched: Watched) -> None:
+        for name, value in watched.value.items():
+            tensor = value.value if isinstance(value, Same) else None
+            if isinstance(tensor, Tensor) and tensor._data.__class__ is Cell:
+                raise TraceError(
+                    f"{self.run.name}: {watched.what} keeps a traced tensor in its attribute "
+                    f"{name!r} ({describe(tensor._data.value.node)}), which has no values after "
+                    "the call; make the attribute an nn.Buffer, which is updated in each call, or "
+                    "return the tensor"
+                )
+
+    def finish(self, structure: tree.TreeDef, references: list[Reference]) -> Traced:
         """Tell state from constants, and return the traced function."""
         run = self.run
         for index, ref in self.pending:
@@ -186,7 +212,8 @@ class End:
         if self.backward is not None:
             shared = {id(outputs[r.output]): r.output for r in self.results if r.output is not None}
             backward = self.backward.finish(graph, constants, shared)
-        watched, after = list(run.watched.values()), list(run.after)
+        watched = [w for w in run.watched.values() if w.is_guard]
+        after = list(run.after)
         run.close()
         return Traced(
             graph,
@@ -196,6 +223,7 @@ class End:
             self.grads,
             self.entry,
             watched,
+            references,
             after,
             backward,
             len(self.inputs),
@@ -242,6 +270,20 @@ class End:
 def _is_recorded(tensor: Tensor) -> bool:
     """Whether ``tensor`` is the end of a recorded graph that no backward pass has freed."""
     return tensor._node is not None and bool(tensor._node.edges)
+
+
+def _cause(value: Any) -> str:
+    """Return the op whose result stands in a frozen value, for an error."""
+    if isinstance(value, Same) and isinstance(value.value, Tensor):
+        data = value.value._data
+        return f": {describe(data.value.node)}" if data.__class__ is Cell else ""
+    parts: Any = value.values() if isinstance(value, dict) else value
+    if isinstance(parts, (tuple, frozenset)) or isinstance(value, dict):
+        for part in reversed(tuple(parts)):
+            found = _cause(part)
+            if found:
+                return found
+    return ""
 
 
 def _references(capture: Capture) -> tuple[int, int]:

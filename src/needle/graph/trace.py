@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from needle import tree
@@ -12,8 +12,9 @@ from needle.arrays import to_array
 from needle.config import modes
 from needle.graph.finish import End
 from needle.graph.ir import Value
+from needle.graph.surroundings import Reference, is_plain, references_of
 from needle.graph.traced import Traced, is_array
-from needle.graph.tracing import Restart, Trace
+from needle.graph.tracing import Restart, Trace, Watched
 from needle.shapes import Spec
 from needle.tensor import Tensor
 
@@ -64,11 +65,12 @@ def trace_call(
         differentiable: whether to trace the backward pass of the results, too, for a function that
             is differentiated outside; see `Traced.backward`.
     """
+    is_second = False
     while True:
         try:
-            return _trace(function, args, kwargs, keep_grads, differentiable)
-        except Restart:  # noqa: PERF203 - once, if at all
-            continue
+            return _trace(function, args, kwargs, keep_grads, differentiable, is_second)
+        except Restart as restart:  # noqa: PERF203 - once, if at all
+            is_second = is_second or restart.has_effects
 
 
 def _trace(
@@ -77,13 +79,16 @@ def _trace(
     kwargs: dict[str, Any],
     keep_grads: bool,
     differentiable: bool,
+    is_second: bool,
 ) -> Traced:
     leaves, structure = tree.flatten((args, kwargs))
     names = argument_names(function, args, kwargs)
     run = Trace(function_name(function), modes.state.trace)
     places: dict[int, int] = {}
     inputs: list[Value] = []
+    references = references_of(function, args)
     with run:
+        _watch(run, references, (function, *leaves))
         for i, leaf in enumerate(leaves):
             if is_array(leaf):
                 leaves[i] = stand_in = _stand_in(run, leaf, names[i])
@@ -97,9 +102,21 @@ def _trace(
         result_structure = end.take_results(function(*new_args, **new_kwargs), differentiable)
         end.add_grads(keep_grads)
         end.check_history()
-        end.check_leaks()
+        end.check_effects(is_second)
     del new_args, new_kwargs, stand_ins
-    return end.finish(result_structure)
+    return end.finish(result_structure, references)
+
+
+def _watch(run: Trace, references: list[Reference], objects: Iterable[Any]) -> None:
+    """Have a trace look at what a function takes from around it."""
+    for i, reference in enumerate(references):
+        value, before = reference.value(), reference.probe()
+        is_guard = is_plain(value) or not isinstance(value, (list, dict, set, tuple))
+        watched = Watched(reference.what, reference.probe, before, is_guard=is_guard)
+        run.watched[f"reference {i}"] = watched
+    for value in objects:
+        if hasattr(value, "named_modules"):
+            run.watch_module(value)
 
 
 def _stand_in(run: Trace, leaf: Any, name: str) -> Tensor:

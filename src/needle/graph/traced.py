@@ -12,6 +12,7 @@ from needle import tree
 from needle.arrays import to_array
 from needle.graph.differentiate import Backward
 from needle.graph.ir import Graph
+from needle.graph.surroundings import Reference
 from needle.graph.tracing import Watched
 from needle.ops.samples import Array
 from needle.shapes import Spec
@@ -90,6 +91,7 @@ class Traced:
         grads: the gradients that the function has set.
         entry: tensors whose `grad` the function has read, with whether it was None.
         watched: what else the graph depends on.
+        references: names by which the function takes something from around it.
         after: what is to be called after each run.
         backward: how gradients go from the results to arguments and state; None where they do not.
         arguments: how many of the inputs are arguments.
@@ -102,6 +104,7 @@ class Traced:
     grads: list[GradUpdate]
     entry: list[tuple[Tensor | int, bool]]
     watched: list[Watched]
+    references: list[Reference]
     after: list[Callable[[], Any]]
     backward: Backward | None
     arguments: int

@@ -26,6 +26,7 @@ from needle.eager import finish, is_number, user_line
 from needle.errors import DeviceError, TraceError
 from needle.graph.cell import Cell, describe
 from needle.graph.ir import Node, Value
+from needle.graph.surroundings import frozen
 from needle.ops.copying import astype
 from needle.ops.record import Op
 from needle.ops.samples import Array
@@ -93,16 +94,29 @@ class Watched:
     Attributes:
         what: what errors call it.
         probe: returns what is to be compared.
+        before: what it returned at first; None if the function may change it.
         value: what it returned at the end of the trace.
+        is_guard: whether the function is traced anew when it is something else.
     """
 
     what: str
     probe: Callable[[], Any]
+    before: Any = None
     value: Any = None
+    is_guard: bool = True
 
 
 class Restart(Exception):
-    """Ends a trace that is to be made again, because state was made that it should begin with."""
+    """Ends a trace that is to be made again.
+
+    Attributes:
+        has_effects: whether that is because the function has changed something around it, which is
+            all right if it does so only once; otherwise state was made that it should begin with.
+    """
+
+    def __init__(self, has_effects: bool = False) -> None:
+        super().__init__()
+        self.has_effects = has_effects
 
 
 class Trace:
@@ -351,9 +365,16 @@ class Trace:
         if path is None:  # made within a call
             path = ".".join(part for part in (around, type(module).__name__) if part)
         self.scope = path or around
-        what = f"layer {path}" if path else type(module).__name__
-        self.watch(f"{what} #{id(module)}", lambda: attributes_of(module))
+        self.watch_module(module, path)
         return around
+
+    def watch_module(self, module: Any, path: str = "") -> None:
+        """Have the program traced anew when an attribute of ``module`` changes."""
+        key = f"module {id(module)}"
+        if key not in self.watched:
+            what = f"layer {path}" if path else type(module).__name__
+            before = attributes_of(module)
+            self.watched[key] = Watched(what, lambda: attributes_of(module), before)
 
     def leave(self, around: str) -> None:
         """Note that the call of a module is over."""
@@ -464,48 +485,21 @@ class Trace:
         state.trace = self
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         modes.state.trace = self._before
         self.restore()
-
-
-#: What attributes of modules are compared by value; all others are compared by identity.
-_PLAIN = (bool, int, float, str, bytes, type(None))
+        if kind is not None:
+            self.close()
 
 
 def attributes_of(module: Any) -> dict[str, Any]:
     """Return the attributes of a module, in a form that compares unequal when one changes."""
     hooks = module._hooks
-    found = {name: _frozen(value) for name, value in vars(module).items() if name != "_hooks"}
+    found = {name: frozen(value) for name, value in vars(module).items() if name != "_hooks"}
     if hooks is not None:
         found["_hooks"] = (tuple(map(id, hooks.before)), tuple(map(id, hooks.after)))
     found["training"] = module.training
     return found
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, (list, tuple)):
-        return (type(value), *[_frozen(part) for part in value])
-    if isinstance(value, dict):
-        return (type(value), *[(key, _frozen(part)) for key, part in value.items()])
-    return Same(value)
-
-
-class Same:
-    """An object that equals only itself."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def expand(
