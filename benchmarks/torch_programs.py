@@ -31,6 +31,15 @@ def matmul(m: int, k: int, n: int) -> Program:
     return lambda: x @ y
 
 
+def product(m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known") -> Program:
+    """For `benchmarks.gemm`; PyTorch does not know sizes before."""
+    kind = getattr(torch, dtype)
+    a = torch.randn(k, m, dtype=kind).T if layout[0] == "t" else torch.randn(m, k, dtype=kind)
+    b = torch.randn(n, k, dtype=kind).T if layout[1] == "t" else torch.randn(k, n, dtype=kind)
+    c = torch.empty(m, n, dtype=kind)
+    return lambda: torch.mm(a, b, out=c)
+
+
 def softmax(rows: int, columns: int) -> Program:
     x = _normal(rows, columns)
     return lambda: F.softmax(x, -1)

@@ -28,11 +28,13 @@ Example:
 """
 
 from needle.backends.cpu.gemm.kernel import ARGUMENTS, GemmKernel, emit_gemm, parameters_of
+from needle.backends.cpu.gemm.launch import WORDS, emit_launch
 from needle.backends.cpu.gemm.plan import Plan, make_plan
 from needle.backends.cpu.gemm.spec import Epilogue, GemmSpec, Load, Matrix, Place
 
 __all__ = [
     "ARGUMENTS",
+    "WORDS",
     "Epilogue",
     "GemmKernel",
     "GemmSpec",
@@ -41,6 +43,7 @@ __all__ = [
     "Place",
     "Plan",
     "emit_gemm",
+    "emit_launch",
     "make_plan",
     "parameters_of",
 ]
