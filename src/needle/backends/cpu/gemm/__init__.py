@@ -27,7 +27,13 @@ Example:
     (1, 0)
 """
 
-from needle.backends.cpu.gemm.kernel import ARGUMENTS, GemmKernel, emit_gemm, parameters_of
+from needle.backends.cpu.gemm.kernel import (
+    ARGUMENTS,
+    GemmKernel,
+    describe,
+    emit_gemm,
+    parameters_of,
+)
 from needle.backends.cpu.gemm.launch import WORDS, emit_launch
 from needle.backends.cpu.gemm.plan import Plan, make_plan
 from needle.backends.cpu.gemm.spec import Epilogue, GemmSpec, Load, Matrix, Place
@@ -42,6 +48,7 @@ __all__ = [
     "Matrix",
     "Place",
     "Plan",
+    "describe",
     "emit_gemm",
     "emit_launch",
     "make_plan",

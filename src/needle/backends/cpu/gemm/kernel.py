@@ -8,6 +8,7 @@ from needle.backends.cpu.gemm.loops import Product
 from needle.backends.cpu.gemm.plan import Plan, choose_blocks, chooses_a, make_plan, task_grid
 from needle.backends.cpu.gemm.spec import GemmSpec
 from needle.backends.cpu.llvm import Function, Index, Module
+from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
 
 #: What `emit_gemm`'s functions take.
@@ -145,13 +146,18 @@ def emit_gemm(
     Raises:
         ValueError: the specification contradicts itself.
     """
+    kernel = describe(spec, module.target, threads=threads, name=module.unique(name))
+    function = MathFunction(module, kernel.name, ARGUMENTS, internal=internal)
+    Product(function, kernel.spec, kernel.plan, kernel.parameters).emit()
+    function.end()
+    return kernel
+
+
+def describe(spec: GemmSpec, target: Target, *, threads: int = 1, name: str = "gemm") -> GemmKernel:
+    """Return the kernel that `emit_gemm` makes of these arguments, without making it."""
     spec = _checked(spec)
-    plan = make_plan(spec, module.target, threads)
-    function = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
-    parameters = parameters_of(spec)
-    product = Product(function, spec, plan, parameters)
-    product.emit()
-    return GemmKernel(function.end(), spec, plan, parameters, product.lanes)
+    plan = make_plan(spec, target, threads)
+    return GemmKernel(name, spec, plan, parameters_of(spec), target.lanes(spec.dtype))
 
 
 def _checked(spec: GemmSpec) -> GemmSpec:
