@@ -10,6 +10,7 @@ from needle import (
     random as random,
 )
 from needle.autograd import grad as grad
+from needle.backends.cpu import eager_kernels as _eager_kernels  # installs them
 from needle.backends.cpu.threads import (
     get_num_threads as get_num_threads,
     set_num_threads as set_num_threads,

@@ -127,6 +127,8 @@ class Op(Entry):
         commutes: whether exchanging its two inputs changes no bit of the result.
         flops: arithmetic operations, from the specs of inputs and result and the attributes.
         may_alias: whether the reference may return a view of its first input.
+        kernel: what eager execution runs instead of the reference, with the same arguments; None
+            from it leaves the call to the reference. Set by the backend, when needle is imported.
         refuses: whether the reference itself refuses all that `infer` refuses. Eager execution then
             infers only to explain an error, and saves the time otherwise.
         inputs: names of the tensor inputs; the last may be variadic.
@@ -145,6 +147,7 @@ class Op(Entry):
     refuses: bool = False
     inputs: tuple[str, ...] = ()
     is_variadic: bool = False
+    kernel: Callable[..., Any] | None = field(init=False, default=None)
     #: Elementwise ops only: the categories of dtypes to which its inputs are promoted.
     promotion: frozenset[str] | None = None
     rules: dict[str, BoundRule] = field(init=False, default_factory=dict)
