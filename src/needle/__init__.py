@@ -26,6 +26,13 @@ from needle.config import (
     set_detect_anomaly as set_detect_anomaly,
     set_grad_enabled as set_grad_enabled,
 )
+from needle.control import (
+    cond as cond,
+    fori_loop as fori_loop,
+    scan as scan,
+    switch as switch,
+    while_loop as while_loop,
+)
 from needle.creation import (
     arange as arange,
     asarray as asarray,

@@ -28,6 +28,7 @@ LAYERS = [
     {"random"},
     {"function"},
     {"graph"},
+    {"control"},
     {"compiler"},
     {"backends"},
     {"compiled"},

@@ -27,7 +27,9 @@ ALLOWED_AT_THE_END = 1e-3
 #: Ops that only move elements, or draw them, whose results are equal or wrong.
 _EXACT = frozenset({Kind.MOVEMENT, Kind.RANDOM})
 #: Ops whose elements are sums of many: their errors are measured against the largest element.
-_SUMS = frozenset({Kind.REDUCTION, Kind.NORMALIZATION, Kind.CONTRACTION, Kind.SCAN, Kind.INDEXING})
+_SUMS = frozenset(
+    {Kind.REDUCTION, Kind.NORMALIZATION, Kind.CONTRACTION, Kind.SCAN, Kind.INDEXING, Kind.CONTROL}
+)
 
 
 class Difference(NamedTuple):
@@ -114,6 +116,8 @@ class Checked:
 def _allowed(node: Node, inputs: Sequence[Array], result: Array) -> float:
     if not is_float(result.dtype) or node.op.kind in _EXACT:
         return 0.0
+    if node.op.kind is Kind.CONTROL:  # many ops at once
+        return ALLOWED_AT_THE_END / _epsilon(result)
     if node.op.kind not in _SUMS:
         return ALLOWED
     # The rounding errors of a sum of n grow like √n.

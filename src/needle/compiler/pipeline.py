@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from needle.compiler.passes.canonicalise import canonicalise
+from needle.compiler.passes.control import tidy_control
 from needle.compiler.passes.dead_code import remove_dead_code
 from needle.compiler.passes.decompose import decompose
 from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
 from needle.compiler.passes.sink import sink
-from needle.graph.ir import Graph
+from needle.graph.ir import Graph, everywhere
 from needle.graph.verify import verify
 
 
@@ -35,6 +36,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("simplify", simplify, "apply the rewrite rules"),
     Pass("fold constants", fold_constants, "compute what depends on constants alone"),
     Pass("share", share, "compute equal expressions once"),
+    Pass("tidy control", tidy_control, "pass, carry, stack and choose only what is needed"),
     Pass("sink", sink, "move transpositions and conversions to where they cancel or cost least"),
     # What sharing, folding and sinking uncover.
     Pass("canonicalise again", canonicalise, "of two ways to say the same, keep one"),
@@ -60,7 +62,7 @@ def run(graph: Graph, observer: Observer | None = None, passes: Sequence[Pass] =
     if check:
         verify(graph)
     for p in passes:
-        graph = p.run(graph)
+        graph = everywhere(graph, p.run)
         if check:
             verify(graph)
         if observer is not None:

@@ -173,6 +173,7 @@ class End:
     def finish(self, structure: tree.TreeDef, references: list[Reference]) -> Traced:
         """Tell state from constants, and return the traced function."""
         run = self.run
+        run.close_parts()
         for index, ref in self.pending:
             tensor = ref()
             if tensor is not None:

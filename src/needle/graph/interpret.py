@@ -10,6 +10,7 @@ import numpy as np
 from needle.config import modes
 from needle.errors import NeedleError
 from needle.graph.ir import Graph, Node, Value
+from needle.ops.record import Kind
 from needle.ops.samples import Array
 
 
@@ -52,6 +53,8 @@ def run_node(node: Node, arrays: Sequence[Array]) -> tuple[Array, ...]:
     try:
         if node.op.is_ufunc:
             result = modes.state.quiet(node.op.reference, *arrays)
+        elif node.op.kind is Kind.CONTROL:  # interprets graphs of its own
+            result = node.op.reference(*arrays, **node.attrs)
         else:
             result = modes.state.quiet(node.op.reference, *arrays, **node.attrs)
     except NeedleError as error:

@@ -7,7 +7,7 @@ trace makes, what every pass takes and returns, and what a backend compiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,16 @@ class Node:
         self.location, self.scope = other.location, other.scope
         self.is_backward = other.is_backward
 
+    def graphs(self) -> Iterator[tuple[str, Graph]]:
+        """Yield the graphs among the attributes, each with its name: ``body``, ``branches_1``."""
+        for name, attribute in self.attrs.items():
+            if isinstance(attribute, Graph):
+                yield name, attribute
+            elif isinstance(attribute, tuple):
+                for i, part in enumerate(attribute):
+                    if isinstance(part, Graph):
+                        yield f"{name}_{i}", part
+
     def __repr__(self) -> str:
         return f"<Node {self.op.name}({', '.join(map(repr, self.inputs))})>"
 
@@ -146,6 +156,12 @@ class Graph:
         from needle.graph.text import graph_text
 
         return graph_text(self)
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Return the outputs for ``arrays``, by the references of the ops; see `interpret`."""
+        from needle.graph.interpret import interpret
+
+        return interpret(self, arrays)
 
     def constants(self) -> list[Value]:
         """Return the constants that nodes and outputs read, each once, in order of first use."""
@@ -195,9 +211,37 @@ class Graph:
         return self.draw()
 
 
-def keep(node: Node, inputs: tuple[Value, ...]) -> Node:
-    """Return ``node`` reading ``inputs``: itself if it does already, else a copy."""
-    if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
+def everywhere(graph: Graph, transform: Callable[[Graph], Graph]) -> Graph:
+    """Return what ``transform`` makes of ``graph``, and before of all graphs inside of it.
+
+    Args:
+        graph: stays as it is.
+        transform: from a graph to one of as many inputs and outputs of the same specs.
+    """
+
+    def changed(attribute: Any) -> Any:
+        if isinstance(attribute, Graph):
+            return everywhere(attribute, transform)
+        if isinstance(attribute, tuple) and any(isinstance(part, Graph) for part in attribute):
+            return tuple(map(changed, attribute))
+        return attribute
+
+    def inside(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        if not any(node.graphs()):
+            return keep(node, inputs).results
+        copy = keep(node, inputs, is_new=True)
+        copy.attrs = {name: changed(attribute) for name, attribute in node.attrs.items()}
+        return copy.results
+
+    if any(any(node.graphs()) for node in graph.nodes):
+        graph = graph.rebuild(inside)
+    return transform(graph)
+
+
+def keep(node: Node, inputs: tuple[Value, ...], is_new: bool = False) -> Node:
+    """Return ``node`` reading ``inputs``: itself if it does already, else (or if it shall be new) a
+    copy."""
+    if not is_new and all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
         return node
     return Node(
         node.op,

@@ -119,10 +119,9 @@ def node_text(node: Node, names: Names | None = None) -> str:
 
 def _node_lines(node: Node, names: Names, indent: str) -> Iterator[tuple[str, str]]:
     """Yield the lines of a node, each with its comment; graphs in attributes come before it."""
-    for key, value in node.attrs.items():
-        if isinstance(value, Graph):
-            for line in graph_text(value, indent, key).split("\n"):
-                yield line, ""
+    for name, graph in node.graphs():
+        for line in graph_text(graph, indent, name).split("\n"):
+            yield line, ""
     location = node.location.rpartition("/")[2]
     parts = (location, node.scope, "backward" if node.is_backward else "")
     yield indent + node_text(node, names), " ".join(part for part in parts if part)
@@ -134,7 +133,7 @@ def _attribute(value: Any, key: str) -> str:
     if isinstance(value, np.dtype):
         return value.name
     if isinstance(value, (tuple, list)):
-        inner = ", ".join(_attribute(part, key) for part in value)
+        inner = ", ".join(_attribute(part, f"{key}_{i}") for i, part in enumerate(value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     return repr(value) if isinstance(value, _BUILTIN_TYPES) or value is None else str(value)
 

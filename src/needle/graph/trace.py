@@ -156,15 +156,16 @@ def argument_names(
             labels.append(f"{rest[0].name if rest else 'arg'}[{i - first}]")
     names: list[str] = []
     for label, value in (*zip(labels, args, strict=True), *kwargs.items()):
-        names += _leaf_names(label, value)
+        names += leaf_names(label, value)
     return names
 
 
-def _leaf_names(label: str, value: Any) -> list[str]:
+def leaf_names(label: str, value: Any) -> list[str]:
+    """Return a name for each leaf of a structure that is called ``label``."""
     if isinstance(value, dict):
         parts: Any = [(f"{label}[{key!r}]", part) for key, part in value.items()]
     elif isinstance(value, (list, tuple)):
         parts = [(f"{label}[{i}]", part) for i, part in enumerate(value)]
     else:
         return [label]
-    return [name for inner, part in parts for name in _leaf_names(inner, part)]
+    return [name for inner, part in parts for name in leaf_names(inner, part)]

@@ -142,6 +142,8 @@ class Trace:
         self.origin: int | None = None
         self.scope = ""
         self.is_closed = False
+        #: Traces of functions that this one runs as parts, such as bodies of loops.
+        self.parts: list[Trace] = []
         #: Location and scope to give to all nodes, instead of looking for them.
         self.place: tuple[str, str, bool] | None = None
         self.grads: dict[int, GradSlot] = {}
@@ -462,9 +464,16 @@ class Trace:
                 tensor._version[:] = version
         self._touched.clear()
 
+    def close_parts(self) -> None:
+        """End the traces of the parts: none of them is differentiated any more."""
+        for part in self.parts:
+            part.close()
+        self.parts.clear()
+
     def close(self) -> None:
         """End the trace: from now on its tensors are errors."""
         self.is_closed = True
+        self.close_parts()
         self.arguments.clear()
         self.captures.clear()
         self.grads.clear()

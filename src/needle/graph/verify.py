@@ -62,9 +62,8 @@ def _verify_node(node: Node, known: set[int]) -> None:
             _verify_constant(value, f"input {i}", node)
         elif id(value) not in known:
             _fail(f"input {i}, {value!r}, is read before it is defined", node)
-    for attribute in node.attrs.values():
-        if isinstance(attribute, Graph):
-            verify(attribute)
+    for _, graph in node.graphs():
+        verify(graph)
     try:
         specs = node.op.infer(*[v.spec for v in node.inputs], **node.attrs)
     except NeedleError as error:

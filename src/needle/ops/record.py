@@ -67,6 +67,7 @@ class Kind(enum.Enum):
     INDEXING = "indexing"  #: moves elements to or from places given by integer tensors
     SCAN = "scan"  #: runs along an axis: cumulative sums, sorting
     RANDOM = "random"  #: a pure function of a generator's state
+    CONTROL = "control"  #: runs graphs, which are among its attributes
 
 
 @dataclass(eq=False)
