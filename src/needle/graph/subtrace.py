@@ -106,11 +106,11 @@ class SubTrace(Trace):
         self._versions = now
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         now = [(t, list(t._version or ())) for t, _ in self._versions]
         changed = [t for t, _, version in self._touched.values() if version is not None]
         now += [(t, list(t._version or ())) for t in changed]
-        super().__exit__(*exception)
+        super().__exit__(kind, *rest)
         for tensor, version in self._versions:
             assert tensor._version is not None
             tensor._version[:] = version
