@@ -17,6 +17,8 @@ from needle.dtypes import DType
 
 #: An epilogue of more instructions than this is emitted once, in a loop, not once per vector.
 INLINE_INSTRUCTIONS = 12
+#: And so is any epilogue of sums this long.
+INLINE_K = 128
 #: Multiply-adds in one turn of the loop over k, about.
 UNROLLED = 48
 #: Tiles of fewer sums are not unrolled where the length of the sum is only known at run time.
@@ -252,7 +254,10 @@ class _Emitter:
                     self.f.store(sums[i * self.vectors + j], start, self.columns[j], self.masks[j])
             return
         state = epilogue.begin(self.f) if epilogue.begin else None
-        if epilogue.instructions <= INLINE_INSTRUCTIONS or self.tile.rows == 1:
+        # What a loop costs is hidden by a long sum, and inlining costs time to compile.
+        is_short = not isinstance(self.kernel.k, int) or self.kernel.k < INLINE_K
+        is_small = is_short and epilogue.instructions <= INLINE_INSTRUCTIONS
+        if is_small or self.tile.rows <= 2:
             for i in range(self.tile.rows):
                 self._finish_row(epilogue, state, i, sums[i * self.vectors :])
             return
