@@ -35,7 +35,7 @@ def task(options):
     x = random.normal(size=(640, 4)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int64)
     return Task(
-        model=ndl.nn.Sequential(ndl.nn.Linear(4, 8), ndl.nn.Dropout(0.2), ndl.nn.Linear(8, 2)),
+        model=ndl.nn.Sequential(ndl.nn.Linear(4, 8), ndl.nn.Tanh(), ndl.nn.Linear(8, 2)),
         train_data=ndl.data.TensorDataset(x[:512], y[:512]),
         test_data=ndl.data.TensorDataset(x[512:], y[512:]),
         loss=ndl.nn.functional.cross_entropy,
@@ -44,15 +44,29 @@ def task(options):
     )
 
 def slow(options):
+    class Slow(ndl.data.TensorDataset):
+        def get_batch(self, indices):
+            time.sleep(0.01)
+            return super().get_batch(indices)
+
     made = task(options)
-    loss = made.loss
-    made.loss = lambda a, b: (time.sleep(0.01), loss(a, b))[1]
+    made.train_data = Slow(*made.train_data.arrays)
     return made
 
 def diverging(options):
     made = task(options)
     loss = made.loss
     made.loss = lambda a, b: loss(a, b) * float("inf")
+    return made
+
+def peeking(options):
+    class Peeking(ndl.nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if y.sum() > 0 else y * 2
+
+    made = task(options)
+    made.model = Peeking(*made.model)
     return made
 
 def endless():
@@ -111,6 +125,36 @@ def test_train_says_where_everything_lies(run):
     assert {p.suffix for p in (folder / "out").rglob("*") if p.is_file()} == {
         ".json", ".jsonl", ".html", ".safetensors",
     }  # fmt: skip
+
+
+def test_steps_are_compiled(run):
+    folder, done = run
+    found = re.findall(
+        r"^compiled the (.+) step for batches of (\d+) in \d+\.\d\d s$", done.stdout, re.M
+    )
+    assert found == [("training", "16"), ("evaluation", "128")]
+    report = (folder / "out" / "report.html").read_text()
+    assert re.search(r'<th scope="row">compiling</th><td>\d+\.\d\d s</td>', report)
+
+
+def test_eager_steps_give_nearly_the_same(run):
+    folder, _ = run
+    done = needle("train", "mine:task", "--out", "eager", "--seed", 7, "--eager", cwd=folder)
+    assert "compiled" not in done.stdout
+    report = (folder / "eager" / "report.html").read_text()
+    assert '<th scope="row">compiling</th><td>none</td>' in report
+    eager, compiled = (read_metrics(folder / f / "metrics.jsonl")[-1] for f in ("eager", "out"))
+    assert eager["test_loss"] == pytest.approx(compiled["test_loss"], rel=1e-4)
+    done = needle("eval", "out", "--task", "mine:task", "--eager", "--json", cwd=folder)
+    assert json.loads(done.stdout)["test_loss"] == pytest.approx(compiled["test_loss"], rel=1e-6)
+
+
+def test_what_cannot_be_compiled_is_an_error_with_a_way_out(folder):
+    done = needle("train", "mine:peeking", cwd=folder, check=1)
+    words = " ".join(done.stderr.split())
+    assert re.search(r"mine\.py:\d+", words)
+    assert "needle train --eager" in words
+    needle("train", "mine:peeking", "--eager", "--epochs", 1, cwd=folder)
 
 
 def test_eval_gives_the_same_figures(run):
@@ -258,6 +302,7 @@ def test_a_terminal_gets_a_progress_bar(folder):
         (["train", "digits", "--optimizer", "magic"], 2, "magic"),
         (["train", "digits", "--resume"], 2, "--out"),
         (["train", "digits", "--resume", "--out", "x", "--lr", "1"], 2, "leave out --lr"),
+        (["train", "digits", "--resume", "--out", "x", "--eager"], 2, "leave out --eager"),
         (["frobnicate"], 2, "frobnicate"),
         (["train", "digits", "--lr", "0"], 1, "needle: lr must be greater than 0"),
         (["train", "digit"], 1, "Did you mean digits?"),

@@ -63,7 +63,8 @@ def rhyme(tmp_path_factory):
 def test_language_models_learn_a_text(tmp_path, rhyme, model, monkeypatch):
     monkeypatch.setattr("needle.train.tasks.text.SAMPLE_CHARACTERS", 70)
     changes = {"epochs": 4, "batch_size": 8}
-    run = Run("text", tmp_path / "run", TaskOptions(data=rhyme, model=model), changes)
+    options = TaskOptions(data=rhyme, model=model)
+    run = Run("text", tmp_path / "run", options, changes, compile=False)
     run.train()
     final = run.finish()
     vocabulary = len(set(rhyme.read_text()))
@@ -81,7 +82,8 @@ def test_language_models_learn_a_text(tmp_path, rhyme, model, monkeypatch):
 def test_a_text_that_has_changed_is_noticed(tmp_path, rhyme):
     text = tmp_path / "rhyme.txt"
     text.write_text(rhyme.read_text())
-    run = Run("text", tmp_path / "run", TaskOptions(data=text), {"epochs": 1, "batch_size": 32})
+    changes = {"epochs": 1, "batch_size": 32}
+    run = Run("text", tmp_path / "run", TaskOptions(data=text), changes, compile=False)
     run.train()
     text.write_text(rhyme.read_text().replace("wood", "xylo"))
     with pytest.raises(CheckpointError, match="was trained with another vocabulary"):
@@ -115,7 +117,7 @@ def _text(path):
 )
 def test_other_models_train(tmp_path, name, model, request):
     data = None if name == "digits" else request.getfixturevalue("shared_data")
-    run = Run(name, tmp_path, TaskOptions(data=data, model=model), {"epochs": 2})
+    run = Run(name, tmp_path, TaskOptions(data=data, model=model), {"epochs": 2}, compile=False)
     small = Subset(run.task.train_data, range(256))
     run.task.train_data, run.task.test_data = small, Subset(run.task.test_data, range(64))
     loader = type(run.trainer.train_loader)(small, batch_size=32, shuffle=True)
@@ -142,8 +144,9 @@ def test_a_checkpoint_without_a_run_is_refused(tmp_path):
 
 
 def test_a_run_continues_with_its_own_options(tmp_path):
-    options = {"epochs": 1, "lr": 0.02, "batch_size": 100}
-    Run("digits", tmp_path, TaskOptions(seed=3, model="mlp-resnet"), options).train()
+    changes = {"epochs": 1, "lr": 0.02, "batch_size": 100}
+    options = TaskOptions(seed=3, model="mlp-resnet")
+    Run("digits", tmp_path, options, changes, compile=False).train()
     run = Run.resume(tmp_path, epochs=2)
     assert run.config.recipe.lr == 0.02
     assert (run.config.model, run.config.seed) == ("mlp-resnet", 3)

@@ -37,13 +37,24 @@ class StopAt(Callback):
             signal.raise_signal(self.number)
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["eager", "compiled"], scope="module")
+def mode(request):
+    """Everything holds for steps that run op by op, and for compiled ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEFAULTS, "compile", request.param)
+        yield request.param
+
+
+DEFAULTS = {"epochs": 3, "log_every": 2}
+
+
 def make_trainer(folder=None, callbacks=(), seed=3, test=True, **options):
     ndl.manual_seed(seed)
     model = nn.Sequential(
-        nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)
+        nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 3)
     )
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
-    options = {"epochs": 3, "log_every": 2, **options}
+    options = {**DEFAULTS, **options}
     return Trainer(
         model,
         nn.functional.cross_entropy,
@@ -76,7 +87,7 @@ def metrics_of(trainer):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, mode):
     trainer = make_trainer(tmp_path_factory.mktemp("whole"))
     result = trainer.fit()
     assert result.interrupted is None
@@ -166,7 +177,8 @@ def test_records_add_up(uninterrupted):
     assert [r["epoch"] for r in epochs] == [1, 2, 3]
     assert [r["step"] for r in steps] == list(range(2, 16, 2))
     assert epochs == uninterrupted.history
-    last = evaluate(uninterrupted.model, uninterrupted.loss, uninterrupted.test_loader)
+    step = uninterrupted.evaluation_step
+    last = evaluate(uninterrupted.model, uninterrupted.loss, uninterrupted.test_loader, step=step)
     assert last.metrics("test_") == {k: epochs[-1][k] for k in ("test_loss", "test_accuracy")}
     assert epochs[-1]["test_accuracy"] > 0.6
 
@@ -190,7 +202,8 @@ def test_the_training_mode_is_kept_by_evaluation():
 
 
 def test_predictions(uninterrupted):
-    found = predict(uninterrupted.model, uninterrupted.test_loader)
+    step = uninterrupted.evaluation_step
+    found = predict(uninterrupted.model, uninterrupted.test_loader, step)
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-12)
     accuracy = np.mean(found.predicted == found.true)
     assert accuracy == uninterrupted.history[-1]["test_accuracy"]
@@ -201,7 +214,7 @@ def test_predictions(uninterrupted):
 
 
 def test_gradients_are_clipped():
-    trainer = make_trainer(clip_norm=1e-3, epochs=1)
+    trainer = make_trainer(clip_norm=1e-3, epochs=1, keep_grads=True)
     trainer.fit()
     squares = [np.square(p.grad.numpy()).sum() for p in trainer.model.parameters()]
     assert 0 < math.sqrt(sum(squares)) <= 1e-3 * 1.001
@@ -241,6 +254,7 @@ def regression(targets, **options):
         DataLoader(data, batch_size=2),
         kind="regression",
         epochs=2,
+        compile=DEFAULTS["compile"],
         **options,
     )
 

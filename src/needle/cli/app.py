@@ -97,6 +97,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")
     ] = False,
+    eager: Annotated[
+        bool,
+        typer.Option("--eager", help="Run op by op instead of compiling the steps; slower."),
+    ] = False,
     traceback: Traceback = False,
 ) -> None:
     """Train a model; write a report, metrics and a checkpoint.
@@ -111,7 +115,8 @@ def train(
     }
     recipe = {name: value for name, value in given.items() if value is not None}
     if resume:
-        _check_resume(out, {**recipe, "model": model, "seed": seed, "data": data})
+        asked = {**recipe, "model": model, "seed": seed, "data": data, "eager": eager or None}
+        _check_resume(out, asked)
     with errors_as_messages(traceback):
         progress, callback = _progress()
         with progress:
@@ -125,7 +130,8 @@ def train(
                 if epochs is not None:
                     recipe["epochs"] = epochs
                 folder = out or _new_folder(task)
-                run = Run(task, folder, TaskOptions(data, model, seed or 0), recipe, [callback])
+                task_options = TaskOptions(data, model, seed or 0)
+                run = Run(task, folder, task_options, recipe, [callback], compile=not eager)
             _introduce(run)
             result = run.train()
             final = None if result.interrupted is not None else run.finish()
@@ -147,6 +153,10 @@ def evaluate(
         str | None,
         typer.Option(help="The run's task, if it is one of your own: MODULE:FUNCTION."),
     ] = None,
+    eager: Annotated[
+        bool,
+        typer.Option("--eager", help="Run op by op instead of compiling the step; slower."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     traceback: Traceback = False,
 ) -> None:
@@ -154,7 +164,9 @@ def evaluate(
     with errors_as_messages(traceback):
         from needle.train.run import evaluate_run
 
-        config, loaded, metrics = evaluate_run(run_dir, checkpoint.value, task, data)
+        config, loaded, metrics = evaluate_run(
+            run_dir, checkpoint.value, task, data, compile=False if eager else None
+        )
     if as_json:
         typer.echo(json.dumps({"task": config.task, "checkpoint": checkpoint.value, **metrics}))
         return

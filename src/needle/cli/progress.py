@@ -12,6 +12,7 @@ from needle.train.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
     from needle.train.metrics import Record
+    from needle.train.steps import Compilation
 
 NARROW = 100  # columns; below, words are abbreviated so that the bar keeps its place
 
@@ -78,6 +79,10 @@ class PlainProgress(Callback):
         self._pace: Pace | None = None
         self._last = time.perf_counter()
 
+    def on_compile(self, trainer: Trainer, compilation: Compilation) -> None:
+        """Say how long it took."""
+        self._print(str(compilation))
+
     def on_step(self, trainer: Trainer) -> None:
         """Print a line if the last one is long ago."""
         if self._pace is None:
@@ -125,6 +130,10 @@ class BarProgress(Callback):
     ) -> None:
         self._progress.stop()
 
+    def on_compile(self, trainer: Trainer, compilation: Compilation) -> None:
+        """Leave a line above the bar."""
+        self._leave(str(compilation))
+
     def on_step(self, trainer: Trainer) -> None:
         """Redraw the bar (rich limits how often the terminal is written to)."""
         if self._pace is None:
@@ -144,5 +153,7 @@ class BarProgress(Callback):
 
     def on_epoch(self, trainer: Trainer, record: Record) -> None:
         """Leave the epoch's line above the bar."""
-        line = epoch_line(record, trainer.epochs)
+        self._leave(epoch_line(record, trainer.epochs))
+
+    def _leave(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)

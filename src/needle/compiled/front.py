@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -104,6 +105,7 @@ class Compiled(Generic[P, R]):
             found = self._find(key, leaves)  # another thread may have made it meanwhile
             if found is None:
                 self._check_budget(key, args, kwargs)
+                start = time.perf_counter()
                 traced = self._trace(args, kwargs)
                 is_flat = not kwargs and len(leaves) == len(args)
                 found = Specialization(traced, leaves, is_flat, self._build)
@@ -112,6 +114,7 @@ class Compiled(Generic[P, R]):
                         f"{function_name(self.function)}: what it depends on was changed while it "
                         "was traced, by the function itself or by another thread"
                     )
+                found.seconds = time.perf_counter() - start
                 self._table.setdefault(key, []).append(found)
             return found
 

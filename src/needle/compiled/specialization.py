@@ -36,6 +36,7 @@ class Specialization:
     Attributes:
         executable: what runs the graph.
         calls: how often it was called.
+        seconds: how long it took to trace and to compile it.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Specialization:
         self.traced = traced
         self.executable = build(traced.graph)
         self.calls = 0
+        self.seconds = 0.0
         self._token: object = None
         state = modes.state
         self._grad, self._inference = state.grad, state.inference

@@ -18,6 +18,11 @@ from needle.train.metrics import (
     read_metrics as read_metrics,
 )
 from needle.train.run import Run as Run, evaluate_run as evaluate_run
+from needle.train.steps import (
+    Compilation as Compilation,
+    EvaluationStep as EvaluationStep,
+    TrainingStep as TrainingStep,
+)
 from needle.train.tasks import (
     Recipe as Recipe,
     Task as Task,

@@ -15,12 +15,11 @@ from needle.config import no_grad
 from needle.creation import asarray
 from needle.errors import DataError
 from needle.nn import Module
-from needle.tensor import Tensor
 from needle.train.meters import Kind, Meter
+from needle.train.steps import EvaluationStep, Loss
 
 #: Called after each batch with the number of batches done; returns whether to go on.
 Progress = Callable[[int], bool]
-Loss = Callable[[Any, Any], Tensor]
 
 
 def evaluate(
@@ -29,6 +28,7 @@ def evaluate(
     batches: Iterable[Any],
     kind: Kind = "classification",
     progress: Progress | None = None,
+    step: EvaluationStep | None = None,
 ) -> Meter | None:
     """Measure a model over all batches, in evaluation mode and without gradients.
 
@@ -38,6 +38,8 @@ def evaluate(
         batches: A loader.
         kind: The kind of task, which decides on the metrics.
         progress: Called after each batch with the number of batches done; false stops.
+        step: What runs on each batch, such as a compiled step for this model, loss and kind; by
+            default it runs op by op.
 
     Returns:
         The meter that counted all batches, or None if `progress` stopped it.
@@ -56,11 +58,11 @@ def evaluate(
         True
     """
     meter = Meter(kind)
+    step = step or EvaluationStep(model, loss, kind, compiled=False)
     with evaluation_mode(model):
         for done, batch in enumerate(batches, start=1):
             inputs, targets = split_batch(batch)
-            outputs = model(*inputs)
-            meter.update(loss(outputs, targets).item(), outputs, targets)
+            meter.update(*step(inputs, targets), targets)
             if progress is not None and not progress(done):
                 return None
     if not meter.examples:
@@ -93,12 +95,16 @@ class Predictions:
         return wrong[order[:count]]
 
 
-def predict(model: Module, batches: Iterable[Any]) -> Predictions:
+def predict(
+    model: Module, batches: Iterable[Any], step: EvaluationStep | None = None
+) -> Predictions:
     """Return the probabilities that a classifier gives to each example.
 
     Args:
         model: Returns logits, `[batch, classes]`.
         batches: A loader that does not shuffle.
+        step: What runs on each batch, such as a compiled step for this classifier; by default the
+            model runs op by op.
 
     Raises:
         DataError: There is no batch.
@@ -107,7 +113,8 @@ def predict(model: Module, batches: Iterable[Any]) -> Predictions:
     with evaluation_mode(model):
         for batch in batches:
             inputs, targets = split_batch(batch)
-            logits.append(model(*inputs).numpy().astype(np.float64))
+            outputs = model(*inputs) if step is None else step(inputs, targets)[1]
+            logits.append(outputs.numpy().astype(np.float64))
             labels.append(np.asarray(targets.numpy(), np.int64))
     if not logits:
         raise DataError("predict: the data set is empty")

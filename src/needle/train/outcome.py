@@ -12,6 +12,7 @@ from needle.train import environment
 from needle.train.evaluation import Predictions, evaluate, predict, split_batch
 from needle.train.metrics import Record
 from needle.train.report import LayerRow, Mistake, ReportData, confusion_matrix
+from needle.train.steps import EvaluationStep
 from needle.train.tasks import Task
 
 SHOWN_MISTAKES = 24
@@ -36,20 +37,23 @@ class Outcome:
     sample: tuple[str, str] = ("", "")
 
 
-def describe_outcome(task: Task, batches: DataLoader[Any]) -> Outcome:
+def describe_outcome(
+    task: Task, batches: DataLoader[Any], step: EvaluationStep | None = None
+) -> Outcome:
     """Measure the task's model on its test data.
 
     Args:
         task: The task, trained.
         batches: Its test data, in order.
+        step: What runs on each batch; by default the model runs op by op.
     """
-    meter = evaluate(task.model, task.loss, batches, task.kind)
+    meter = evaluate(task.model, task.loss, batches, task.kind, step=step)
     assert meter is not None
     return Outcome(
         meter.metrics("test_"),
         meter.examples,
         sum(parameter.size for parameter in task.model.parameters()),
-        predict(task.model, batches) if task.kind == "classification" else None,
+        predict(task.model, batches, step) if task.kind == "classification" else None,
         task.sample() if task.sample is not None else ("", ""),
     )
 

@@ -17,11 +17,12 @@ from needle.train.evaluation import evaluate
 from needle.train.metrics import MetricsWriter, Record, read_metrics
 from needle.train.outcome import describe_outcome, report_data
 from needle.train.report import write_report
+from needle.train.steps import EvaluationStep
 from needle.train.tasks import Recipe, Task, TaskOptions, load_task
 from needle.train.trainer import Callback, Trainer, TrainingResult
 from needle.train.tuning import make_optimizer, make_scheduler
 
-TEST_BATCH = 256
+TEST_BATCH = 256  # at most
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class RunConfig:
         model: The model's name, or None for the task's default.
         seed: The seed of everything random.
         recipe: How to train.
+        compile: Whether steps are compiled.
     """
 
     task: str
@@ -41,6 +43,7 @@ class RunConfig:
     model: str | None
     seed: int
     recipe: Recipe
+    compile: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, for the checkpoint."""
@@ -72,6 +75,7 @@ class Run:
         recipe: What to change in the task's recipe, by name.
         callbacks: Watchers of the training.
         state: What a checkpoint of the run in the folder holds; see `resume`.
+        compile: Whether training and evaluation steps are compiled.
 
     Raises:
         ArgumentError: An option makes no sense, or there is a run in the folder and no `state`.
@@ -97,6 +101,7 @@ class Run:
         recipe: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         state: Mapping[str, Any] | None = None,
+        compile: bool = True,
     ) -> None:
         self.folder = Path(folder)
         options = options or TaskOptions()
@@ -114,6 +119,7 @@ class Run:
             options.model,
             options.seed,
             replace(self.task.recipe, **(recipe or {})),
+            compile,
         )
         self.trainer = _make_trainer(self.task, self.config, self.folder, callbacks)
         if state is not None:
@@ -148,7 +154,7 @@ class Run:
         if epochs is not None:
             recipe["epochs"] = epochs
         options = task_options(config)
-        return cls(config.task, folder, options, recipe, callbacks, state)
+        return cls(config.task, folder, options, recipe, callbacks, state, config.compile)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -176,7 +182,8 @@ class Run:
             The final record: `test_loss`, and `test_accuracy` for a classifier.
         """
         clock = time.perf_counter()
-        outcome = describe_outcome(self.task, _loader(self.task.test_data, TEST_BATCH))
+        batches = _test_loader(self.task.test_data)
+        outcome = describe_outcome(self.task, batches, self.trainer.evaluation_step)
         final: Record = {
             "event": "final",
             "epoch": self.trainer.epoch,
@@ -191,6 +198,7 @@ class Run:
             "started": self.started.isoformat(" ", "seconds"),
             "finished": datetime.now(timezone.utc).astimezone().isoformat(" ", "seconds"),
             "training": f"{self.trainer.seconds:.2f} s",
+            "compiling": f"{self.trainer.compile_seconds:.2f} s" if self.config.compile else "none",
             "last evaluation": f"{time.perf_counter() - clock:.2f} s",
         }
         if self.resumed_at:
@@ -206,6 +214,7 @@ def evaluate_run(
     which: str = "last",
     task: str | None = None,
     data: Path | None = None,
+    compile: bool | None = None,
 ) -> tuple[RunConfig, Task, Record]:
     """Rebuild the model of a run from its checkpoint and evaluate it on the test data.
 
@@ -214,6 +223,7 @@ def evaluate_run(
         which: The checkpoint, `"last"` or `"best"`.
         task: The name of its task, needed for a task of one's own.
         data: The data folder, if it has moved.
+        compile: Whether the evaluation step is compiled; by default, if the run's was.
 
     Returns:
         The run's configuration, its task with the trained model, and the test metrics.
@@ -233,8 +243,14 @@ def evaluate_run(
         loaded.model.load_state_dict(state["model"])
     except (KeyError, NeedleError) as error:
         raise CheckpointError(f"{path}: does not fit the model of {config.task}: {error}") from None
-    batches = _loader(loaded.test_data, TEST_BATCH)
-    meter = evaluate(loaded.model, loaded.loss, batches, loaded.kind)
+    batches = _test_loader(loaded.test_data)
+    step = EvaluationStep(
+        loaded.model,
+        loaded.loss,
+        loaded.kind,
+        compiled=config.compile if compile is None else compile,
+    )
+    meter = evaluate(loaded.model, loaded.loss, batches, loaded.kind, step=step)
     assert meter is not None
     return config, loaded, {"epoch": state["epoch"], **meter.metrics("test_")}
 
@@ -282,7 +298,7 @@ def _make_trainer(
         task.loss,
         optimizer,
         train_loader,
-        _loader(task.test_data, TEST_BATCH),
+        _test_loader(task.test_data),
         epochs=recipe.epochs,
         kind=task.kind,
         scheduler=make_scheduler(recipe, optimizer, recipe.epochs * len(train_loader)),
@@ -290,12 +306,19 @@ def _make_trainer(
         clip_norm=recipe.clip_norm,
         folder=folder,
         callbacks=callbacks,
+        compile=config.compile,
         config={"run": config.to_json(), "signature": dict(task.signature)},
     )
 
 
 def _loader(data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
     return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+
+
+def _test_loader(data: Dataset[Any]) -> DataLoader[Any]:
+    """Return batches of nearly one size: most often there is no smaller last one to compile for."""
+    batches = -(-len(data) // TEST_BATCH)
+    return _loader(data, -(-len(data) // max(batches, 1)) or TEST_BATCH)
 
 
 def check_signature(path: Path, state: Mapping[str, Any], task: Task) -> None:

@@ -17,13 +17,14 @@ import numpy as np
 from needle import random
 from needle.errors import AnomalyError, ArgumentError, CheckpointError, DataError, NeedleError
 from needle.nn import Module
-from needle.optim import Optimizer, clip_grad_norm_
+from needle.optim import Optimizer
 from needle.tensor import Tensor
 from needle.train.checkpoint import load_checkpoint, save_checkpoint, tag_checkpoint
-from needle.train.evaluation import Loss, evaluate, split_batch
+from needle.train.evaluation import evaluate, split_batch
 from needle.train.meters import Kind, Meter, count_examples
 from needle.train.metrics import MetricsWriter, Record, keep_metrics
 from needle.train.signals import StopSignals
+from needle.train.steps import Compilation, EvaluationStep, Loss, TrainingStep
 
 STEP_RECORDS = 200  # about how many step records a run writes
 
@@ -58,6 +59,9 @@ class Scheduler(Protocol):
 class Callback:
     """Watches a training: override what you need. Callbacks must not change the training."""
 
+    def on_compile(self, trainer: Trainer, compilation: Compilation) -> None:
+        """After the training step or the evaluation step was compiled."""
+
     def on_step(self, trainer: Trainer) -> None:
         """After each optimizer step."""
 
@@ -89,6 +93,11 @@ class Trainer:
     saves and returns. `resume` then continues **bit for bit** as if nothing had happened: model,
     optimizer, schedule, random numbers, position in the data, and metrics.
 
+    Training and evaluation steps are compiled with `needle.compile`: their Python runs once for
+    each signature, such as full batches and a smaller last one, and each step is a native call from
+    then on. What cannot be compiled is an error, never a silent detour; `compile=False` runs
+    everything op by op. The results of both differ in rounding only.
+
     Args:
         model: Called with all parts of a batch but the last.
         loss: Called with the model's outputs and the last part of the batch; a scalar Tensor.
@@ -104,6 +113,9 @@ class Trainer:
         log_every: Steps between step records; None means about 200 records in all.
         save_every: Steps between checkpoints within an epoch; None means none.
         callbacks: Watchers, such as a progress bar.
+        compile: Whether steps are compiled.
+        keep_grads: Whether compiled steps keep the `grad` of parameters, for callbacks that look at
+            them; otherwise, using them is an error.
         config: JSON values that are saved in each checkpoint, to say what was trained and how.
 
     Raises:
@@ -140,6 +152,8 @@ class Trainer:
         log_every: int | None = None,
         save_every: int | None = None,
         callbacks: Sequence[Callback] = (),
+        compile: bool = True,
+        keep_grads: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         _check_positive(epochs=epochs, log_every=log_every, save_every=save_every)
@@ -164,13 +178,30 @@ class Trainer:
         self.save_every = save_every
         self.callbacks = tuple(callbacks)
         self.config = dict(config or {})
+        self.compile = compile
+        self.training_step = TrainingStep(
+            model,
+            loss,
+            optimizer,
+            kind,
+            clip_norm,
+            self._check_loss,
+            compiled=compile,
+            keep_grads=keep_grads,
+            on_compile=self._note_compilation,
+        )
+        self.evaluation_step = EvaluationStep(
+            model, loss, kind, compiled=compile, on_compile=self._note_compilation
+        )
         #: Epochs that are finished and evaluated.
         self.epoch = 0
         #: Optimizer steps so far.
         self.step = 0
-        #: Seconds spent training (without evaluation and saving), over all parts of the run.
+        #: Seconds spent training (with compiling the step, without evaluation and saving), over
+        #: all parts of the run.
         self.seconds = 0.0
-        #: Examples (characters) per second in the current epoch, data loading included.
+        #: Examples (characters) per second in the current epoch, with loading data, without
+        #: compiling.
         self.throughput = 0.0
         #: The records of the finished epochs.
         self.history: list[Record] = []
@@ -194,6 +225,11 @@ class Trainer:
     def total_steps(self) -> int:
         """The number of optimizer steps in the whole training."""
         return self.epochs * len(self.train_loader)
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling steps took in this process."""
+        return self.training_step.seconds + self.evaluation_step.seconds
 
     @property
     def learning_rate(self) -> float:
@@ -301,16 +337,8 @@ class Trainer:
         """Take one optimizer step on a batch, and return its loss."""
         inputs, targets = split_batch(batch)
         self._check_targets(targets)
-        self.optimizer.zero_grad()
-        outputs = self.model(*inputs)
-        loss = self.loss(outputs, targets)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            raise AnomalyError(self._diverged(value))
-        loss.backward()
-        if self.clip_norm is not None:
-            clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
+        value, outputs = self.training_step(inputs, targets)
+        self._check_loss(value)
         self.meter.update(value, outputs, targets)
         self._recent.update(value, outputs, targets)
         return value
@@ -319,6 +347,7 @@ class Trainer:
         """Train on the batches of the epoch that are left; false if stopped before its end."""
         self.model.train()
         first_example, began = self.meter.examples, self.seconds
+        compiled = self.training_step.seconds
         mark = time.perf_counter()
         for batch in self.train_loader:
             self.train_step(batch)
@@ -326,7 +355,8 @@ class Trainer:
             if self.scheduler is not None and self.schedule_by == "step":
                 self.scheduler.step()
             self.seconds += time.perf_counter() - mark
-            elapsed = max(self.seconds - began, 1e-9)  # clocks may be coarse
+            elapsed = self.seconds - began - (self.training_step.seconds - compiled)
+            elapsed = max(elapsed, 1e-9)  # clocks may be coarse
             self.throughput = (self.meter.examples - first_example) / elapsed
             if self.step % self.log_every == 0:
                 self._record_step()
@@ -377,7 +407,8 @@ class Trainer:
                 callback.on_evaluation(self, done)
             return stop.received is None
 
-        meter = evaluate(self.model, self.loss, self.test_loader, self.kind, progress)
+        step = self.evaluation_step
+        meter = evaluate(self.model, self.loss, self.test_loader, self.kind, progress, step)
         return None if meter is None else meter.metrics("test_")
 
     def _is_best(self, record: Record) -> bool:
@@ -433,6 +464,14 @@ class Trainer:
                 "the batch are NaN; remove or repair these examples"
             )
 
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise AnomalyError(self._diverged(loss))
+
+    def _note_compilation(self, compilation: Compilation) -> None:
+        for callback in self.callbacks:
+            callback.on_compile(self, compilation)
+
     def _diverged(self, loss: float) -> str:
         path = self.checkpoint_path
         saved = ""
@@ -440,8 +479,9 @@ class Trainer:
             saved = f" The state after epoch {self.epoch} is saved in {path}."
         return (
             f"{self._position()}: the loss is {loss}, so training stops here.{saved} Ways out: "
-            f"a lower learning rate (it is {self.learning_rate:g}), clip_norm=1.0, or "
-            "needle.set_detect_anomaly(True) to see the first op that gives NaN or infinity"
+            f"a lower learning rate (it is {self.learning_rate:g}), clip_norm=1.0, or, to see the "
+            "first op that gives NaN or infinity, needle.set_detect_anomaly(True)"
+            + (" with uncompiled steps (--eager, compile=False)" if self.compile else "")
         )
 
     def _position(self) -> str:

@@ -42,7 +42,8 @@ def plan_anchor(
     if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
         return plan_product(group, is_stored, target, threads)
     place = f" at {node.location}" if node.location else ""
+    layer = f" in layer {node.scope}" if node.scope else ""
     raise CompileError(
-        f"{node.op.name}{place}: the CPU backend has no code for this op; run the part that needs "
-        "it outside of the compiled function"
+        f"{node.op.name}{place}{layer}: the CPU backend has no code for this op; run the part "
+        "that needs it outside of the compiled function"
     )

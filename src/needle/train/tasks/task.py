@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from needle.data import Dataset
 from needle.errors import ArgumentError
 from needle.nn import Module
-from needle.train.evaluation import Loss
 from needle.train.meters import Kind
+from needle.train.steps import Loss
 
 OPTIMIZERS = ("adagrad", "adam", "adamw", "rmsprop", "sgd")
 
