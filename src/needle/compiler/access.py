@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from needle.compiler import index as ix
 from needle.compiler.index import Index, Var
 from needle.graph.ir import Node, Value
-from needle.ops.fold import Fold
+from needle.ops.ordered import Ordered, Scatter, Sort
 from needle.ops.record import Kind
 from needle.shapes import Shape
 
@@ -36,11 +36,7 @@ def moves_elements(node: Node) -> bool:
     """Whether an element of the result is a function of elements at computed indices, so that the
     op needs no memory of its own."""
     op = node.op
-    return (
-        op.kind in (Kind.MOVEMENT, Kind.INDEXING, Kind.RANDOM)
-        and op.lower is not None
-        and not isinstance(op.lower, Fold)
-    )
+    return op.kind in (Kind.MOVEMENT, Kind.INDEXING, Kind.RANDOM) and callable(op.lower)
 
 
 def is_inline(node: Node) -> bool:
@@ -150,6 +146,45 @@ def reads(value: Value, index: Place, is_stored: Callable[[Value], bool]) -> lis
 
     compute(value, index)
     return list(found)
+
+
+def operand_reads(value: Value, at: Place, is_stored: Callable[[Value], bool]) -> list[Access]:
+    """Return what the element of ``value`` at an index reads: itself, if it lies in memory."""
+    if is_literal(value):
+        return []
+    if value.node is None or is_stored(value):
+        return [Access(value, at)]
+    return reads(value, at, is_stored)
+
+
+def ordered_reads(node: Node, at: Place, is_stored: Callable[[Value], bool]) -> list[Access]:
+    """Return what an op that goes through elements in an order reads.
+
+    Args:
+        node: applies an op that is lowered as a scan, a scatter or a sort.
+        at: the element of the result that the loops mean.
+        is_stored: whether a value lies in memory.
+    """
+    lower = node.op.lower
+    assert isinstance(lower, Ordered)
+    if isinstance(lower, Sort):
+        (x,) = node.inputs
+        return operand_reads(x, tuple(ix.of(v) for v in variables(x.shape)), is_stored)
+    if not isinstance(lower, Scatter):
+        return operand_reads(node.inputs[0], at, is_stored)
+    found: list[Access] = []
+
+    def visit(value: Value, place: Place) -> None:
+        found.extend(operand_reads(value, place, is_stored))
+
+    values = node.inputs[lower.values]
+    index = tuple(ix.of(v) for v in variables(values.shape))
+    visit(values, index)
+    if lower.base is not None:
+        visit(node.inputs[lower.base], at)
+    sources = [Source(operand, visit) for operand in node.inputs]
+    lower.place(IndexBuilder(node.results[0]), index, *sources, **node.attrs)
+    return found
 
 
 def variables(shape: Shape, names: str = "ijklmnopq") -> tuple[Var, ...]:

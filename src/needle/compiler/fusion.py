@@ -20,6 +20,7 @@ from needle.compiler.access import (
     is_inline,
     is_literal,
     moves_elements,
+    ordered_reads,
     reads,
     variables,
     view_of,
@@ -27,6 +28,7 @@ from needle.compiler.access import (
 from needle.compiler.index import Index, Var
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.fold import Fold
+from needle.ops.ordered import Ordered
 from needle.ops.record import Kind
 
 #: Nodes in one expression before an intermediate value is stored.
@@ -132,8 +134,8 @@ def stored_values(graph: Graph) -> set[Value]:
     for node in graph.nodes:
         if not is_inline(node):
             stored.update(node.results)
-            for operand in node.inputs:
-                if not isinstance(node.op.lower, Fold):
+            if _takes_pointers(node):
+                for operand in node.inputs:
                     _store_base(operand, stored)
             continue
         own = 0 if moves_elements(node) else 1
@@ -147,11 +149,16 @@ def stored_values(graph: Graph) -> set[Value]:
                 stored.add(value)
     # A value that got memory later may stand between an operand and its base.
     for node in graph.nodes:
-        if not is_inline(node) and not isinstance(node.op.lower, Fold):
+        if _takes_pointers(node):
             for operand in node.inputs:
                 if view_of(operand, is_stored) is None:
                     stored.add(operand)
     return stored
+
+
+def _takes_pointers(node: Node) -> bool:
+    """Whether the op's kernel reads its inputs through pointers and strides, not by elements."""
+    return not is_inline(node) and not isinstance(node.op.lower, Fold | Ordered)
 
 
 def _store_base(value: Value, stored: set[Value]) -> None:
@@ -233,11 +240,12 @@ class Fusion:
         """Give a node of a kind of its own a group."""
         value = node.results[0]
         piece = piece_of(value, self.stored.__contains__)
-        for operand in node.inputs:
-            view = view_of(operand, self.stored.__contains__)
-            base = operand if view is None else view.base
-            if not is_literal(base):
-                piece.reads.append(Access(base, ()))
+        if isinstance(node.op.lower, Ordered):
+            piece.reads.extend(ordered_reads(node, piece.at, self.stored.__contains__))
+        else:
+            for operand in node.inputs:
+                view = view_of(operand, self.stored.__contains__)
+                piece.reads.append(Access(operand if view is None else view.base, ()))
         group = self._new(Group(list(piece.kept), [], [piece], node))
         for result in node.results[1:]:
             other = piece_of(result, self.stored.__contains__)

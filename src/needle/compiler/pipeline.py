@@ -17,6 +17,7 @@ from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
 from needle.compiler.passes.sink import sink
+from needle.compiler.passes.widen import widen
 from needle.graph.ir import Graph, everywhere
 from needle.graph.verify import verify
 
@@ -32,6 +33,7 @@ class Pass(NamedTuple):
 PASSES: tuple[Pass, ...] = (
     Pass("remove dead code", remove_dead_code, "drop what no output needs"),
     Pass("decompose", decompose, "write compound ops with simpler ones"),
+    Pass("widen", widen, "hold sums of 16-bit floats in float32"),
     Pass("canonicalise", canonicalise, "of two ways to say the same, keep one"),
     Pass("simplify", simplify, "apply the rewrite rules"),
     Pass("fold constants", fold_constants, "compute what depends on constants alone"),

@@ -22,7 +22,8 @@ from needle.ops.comparison import equal, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor
 from needle.ops.movement import broadcast_to, expand_dims
-from needle.ops.places import as_indices, check_range, take_at, untake_at
+from needle.ops.ordered import Scatter
+from needle.ops.places import as_indices, check_range, take_at
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Array, Sample, bad, bools, integers, normal
 from needle.ops.slicing import pad, strided_slice
@@ -213,18 +214,9 @@ def _infer_untake_along(g: Spec, indices: Spec, *, extent: int, axis: int) -> Sp
     return Spec((*g.shape[:axis], extent, *g.shape[axis + 1 :]), g.dtype)
 
 
-def _untake_along_by_parts(g: Tensor, indices: Tensor, *, extent: int, axis: int) -> Tensor:
-    shape = (*g.shape[:axis], extent, *g.shape[axis + 1 :])
-    places = [_line(n, a, g.ndim) for a, n in enumerate(g.shape)]
-    places[axis] = indices
-    return untake_at(g, places, shape, range(g.ndim))
-
-
-def _line(extent: int, axis: int, rank: int) -> Tensor:
-    """Return 0, 1, … along one of the axes."""
-    shape = [1] * rank
-    shape[axis] = extent
-    return as_tensor(np.arange(extent).reshape(shape))
+def _place_along(b: Any, index: Any, g: Any, indices: Any, *, extent: int, axis: int) -> Any:
+    chosen = b.loaded(indices, index, extent, f"axis {axis} of extent {extent}")
+    return (*index[:axis], chosen, *index[axis + 1 :])
 
 
 def _untake_along_samples() -> Iterable[Sample]:
@@ -239,7 +231,7 @@ def _untake_along_samples() -> Iterable[Sample]:
     kind=Kind.INDEXING,
     infer=_infer_untake_along,
     reference=widened(_untake_along_axis),
-    decompose=_untake_along_by_parts,
+    lower=Scatter(_place_along, lambda b, old, new: b.add(old, new), is_sum=True),
     vjp={"g": lambda g, indices, axis: take_along_axis(g, indices, axis=axis)},
     samples=_untake_along_samples,
     is_method=False,

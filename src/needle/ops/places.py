@@ -24,6 +24,7 @@ from needle.errors import (
 )
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor
+from needle.ops.ordered import Scatter
 from needle.ops.record import Kind, op
 from needle.ops.samples import Array, Sample, bad, bools, integers, normal
 from needle.shapes import Shape, Spec, as_shape, broadcast_shapes, normalize_axis
@@ -137,13 +138,16 @@ def _take_at_samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "one tensor of indices", x, [np.zeros(2, int)], [0, 1])
 
 
-def _lower_take_at(b: Any, index: Any, x: Any, *indices: Any, axes: Shape, signed: bool) -> Any:
+def place_at(
+    b: Any, index: Any, indices: Sequence[Any], shape: Shape, axes: Shape, signed: bool
+) -> tuple[Any, ...]:
+    """Return where in ``shape`` the element at ``index`` of what the indices take stands."""
     front = front_of(axes)
-    count = len(index) - (len(x.shape) - len(axes))
+    count = len(index) - (len(shape) - len(axes))
     place = index[front : front + count]
     rest = iter((*index[:front], *index[front + count :]))
     source = []
-    for axis, extent in enumerate(x.shape):
+    for axis, extent in enumerate(shape):
         if axis in axes:
             chosen = indices[axes.index(axis)]
             what = f"axis {axis} of extent {extent}"
@@ -151,7 +155,11 @@ def _lower_take_at(b: Any, index: Any, x: Any, *indices: Any, axes: Shape, signe
             source.append(b.loaded(chosen, at, extent, what, signed=signed))
         else:
             source.append(next(rest))
-    return x(tuple(source))
+    return tuple(source)
+
+
+def _lower_take_at(b: Any, index: Any, x: Any, *indices: Any, axes: Shape, signed: bool) -> Any:
+    return x(place_at(b, index, indices, x.shape, axes, signed))
 
 
 def _take_at_vjp(g: Tensor, x_shape: Shape, indices: tuple[Tensor, ...], axes: Shape) -> Tensor:
@@ -298,6 +306,11 @@ def _untake_at_samples() -> Iterable[Sample]:
     kind=Kind.INDEXING,
     infer=_infer_untake_at,
     reference=widened(_untake_at),
+    lower=Scatter(
+        lambda b, index, g, *indices, shape, axes: place_at(b, index, indices, shape, axes, True),
+        lambda b, old, new: b.add(old, new),
+        is_sum=True,
+    ),
     vjp={"g": lambda g, indices, axes: take_at(g, indices, axes)},
     samples=_untake_at_samples,
     is_method=False,

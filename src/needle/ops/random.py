@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.dtypes import uint32
+from needle.dtypes import uint32, uint64
 from needle.errors import DTypeError, ShapeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
@@ -75,6 +75,85 @@ def _random_bits(state: Array, *, shape: Shape) -> tuple[Array, Array]:
     return out.reshape(-1)[:size].reshape(shape), following
 
 
+def _philox_words(b: Any, block: Any, start: Any, stream: Any, *keys: Any) -> tuple[Any, ...]:
+    """Return the four words of a block: what `_philox` computes, for one counter or a vector.
+
+    Each word is the low half of 64 bits; the high halves hold what is left of products.
+    """
+
+    def low(x: Any) -> Any:
+        return b.binary("and", x, b.like(_MASK, x))
+
+    def high(x: Any) -> Any:
+        return b.binary("lshr", x, b.like(32, x))
+
+    def xor(x: Any, y: Any) -> Any:
+        return b.binary("xor", x, y)
+
+    counter = b.add(b.convert(block, uint64), start)
+    words = [counter, high(counter), stream, high(stream)]
+    for r in range(_ROUNDS):
+        c0, c1, c2, c3 = words
+        first, second = (
+            b.mul(low(c), b.like(m, c)) for c, m in zip((c0, c2), _MULTIPLIERS, strict=True)
+        )
+        k0, k1 = keys[2 * r : 2 * r + 2]
+        words = [xor(xor(high(second), c1), k0), second, xor(xor(high(first), c3), k1), first]
+    return tuple(b.convert(w, uint32) for w in words)
+
+
+def _lower_random_bits(b: Any, index: Any, state: Any, *, shape: Shape) -> Any:
+    """Build an element of the bits (result 0) or of the next state (result 1)."""
+
+    def number(position: int) -> Any:
+        """Return the 64 bits that two words of the state hold."""
+        parts = state((b.constant(position),)), state((b.constant(position + 1),))
+        return b.compute(_joined, *parts, dtype=uint64)
+
+    if b.number == 1:
+        (i,) = index
+        blocks = -(-math.prod(shape) // 4)
+
+        def advanced(f: Any, x: Any) -> Any:
+            return f.add(x, f.like(blocks, x))
+
+        def low_word() -> Any:
+            return b.compute(lambda f, x: f.convert(advanced(f, x), uint32), number(2))
+
+        def high_word() -> Any:
+            shifted = _shifted_right
+            return b.compute(lambda f, x: shifted(f, advanced(f, x)), number(2))
+
+        return b.where(
+            [(i, 2, 3)],
+            low_word,
+            lambda: b.where([(i, 3, 4)], high_word, lambda: state((i,))),
+        )
+    keys = []
+    for r in range(_ROUNDS):
+        for position, step in enumerate(_KEY_STEPS):
+            word = state((b.constant(position),))
+            more = r * step & _MASK
+            keys.append(
+                b.compute(
+                    lambda f, k, more=more: f.convert(f.add(k, f.like(more, k)), uint64),
+                    word,
+                    dtype=uint64,
+                )
+            )
+    place = b.ravel(index, b.shape)
+    return b.several(place, 4, _philox_words, number(2), number(4), *keys)
+
+
+def _joined(b: Any, low: Any, high: Any) -> Any:
+    wide = b.convert(high, uint64)
+    return b.binary("or", b.convert(low, uint64), b.binary("shl", wide, b.like(32, wide)))
+
+
+def _shifted_right(b: Any, x: Any) -> Any:
+    return b.convert(b.binary("lshr", x, b.like(32, x)), uint32)
+
+
 def _infer_random_bits(state: Spec, *, shape: Shape) -> tuple[Spec, Spec]:
     if state.dtype != uint32:
         raise DTypeError(
@@ -107,6 +186,7 @@ def _random_bits_samples() -> Iterable[Sample]:
     kind=Kind.RANDOM,
     infer=_infer_random_bits,
     reference=_random_bits,
+    lower=_lower_random_bits,
     samples=_random_bits_samples,
     is_method=False,
 )

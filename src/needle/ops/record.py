@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 import numpy as np
 
 from needle.ops.fold import Fold
+from needle.ops.ordered import Ordered
 from needle.ops.samples import Sample, Samples
 from needle.shapes import Spec
 
@@ -139,7 +140,7 @@ class Op(Entry):
     infer: Infer = lambda: None
     reference: Callable[..., Any] = lambda: None
     vjp: Mapping[str, Rule] | None = None
-    lower: Lowering | Fold | None = None
+    lower: Lowering | Fold | Ordered | None = None
     decompose: Callable[..., Any] | None = None
     fault: Callable[..., Exception] | None = None
     commutes: bool = False
@@ -285,7 +286,7 @@ def op(
     reference: Callable[..., Any],
     samples: Samples,
     vjp: Mapping[str, Rule] | None = None,
-    lower: Lowering | Fold | None = None,
+    lower: Lowering | Fold | Ordered | None = None,
     decompose: Callable[..., Any] | None = None,
     fault: Callable[..., Exception] | None = None,
     flops: Callable[..., int] | None = None,

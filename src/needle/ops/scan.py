@@ -11,6 +11,7 @@ from needle.dtypes import as_dtype, is_float
 from needle.errors import AxisError
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor
+from needle.ops.ordered import Scan
 from needle.ops.record import Kind, op
 from needle.ops.samples import Sample, bad, integers, normal
 from needle.ops.slicing import flip, pad
@@ -43,6 +44,7 @@ def _reverse_cumulative(g: Tensor, axis: int) -> Tensor:
     kind=Kind.SCAN,
     infer=lambda x, *, axis: x,
     reference=widened(lambda x, *, axis: np.cumsum(x, axis=axis, dtype=x.dtype)),
+    lower=Scan(lambda b, before, x: b.add(before, x), is_sum=True),
     vjp={"x": _reverse_cumulative},
     samples=_cumulative_samples,
     aliases=("cumsum",),

@@ -15,6 +15,7 @@ from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_tensor, promoted
 from needle.ops.gather import take_along_axis
 from needle.ops.movement import broadcast_to
+from needle.ops.ordered import Sort
 from needle.ops.places import take_at
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Array, Sample, bad, distinct, integers, normal
@@ -47,6 +48,7 @@ def _argsort(x: Array, *, axis: int, descending: bool) -> Array:
     kind=Kind.SCAN,
     infer=lambda x, *, axis, descending: Spec(x.shape, int64),
     reference=widened(_argsort),  # NumPy puts NaN anywhere among bfloat16
+    lower=Sort("descending"),
     samples=_argsort_samples,
     peer=lambda torch, x, axis=-1, descending=False: torch.argsort(
         x, dim=axis, descending=descending, stable=True
@@ -133,6 +135,7 @@ def _top_indices(x: Array, *, k: int, axis: int, largest: bool) -> Array:
     kind=Kind.SCAN,
     infer=_infer_top,
     reference=widened(_top_indices),
+    lower=Sort("largest", "k"),
     samples=lambda: [
         Sample((distinct(3, 7), 3)),
         Sample((distinct(5, 4), 2), {"axis": 0, "largest": False}, label="smallest"),

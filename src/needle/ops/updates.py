@@ -14,12 +14,14 @@ from needle.ops.comparison import equal, where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
 from needle.ops.movement import broadcast_to, reshape
+from needle.ops.ordered import Scatter
 from needle.ops.places import (
     as_axes,
     as_indices,
     check_places,
     flat_places,
     front_of,
+    place_at,
     take_at,
     taken_shape,
 )
@@ -230,6 +232,12 @@ def _update_at_samples() -> Iterable[Sample]:
     kind=Kind.INDEXING,
     infer=_infer_update_at,
     reference=_update_at,
+    lower=Scatter(
+        lambda b, index, x, v, *indices, axes: place_at(b, index, indices, x.shape, axes, True),
+        lambda b, old, new: new,
+        values=1,
+        base=0,
+    ),
     vjp={
         "x": _update_at_vjp,
         "v": _update_at_value_vjp,

@@ -7,10 +7,14 @@ from typing import Protocol
 
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.product import plan_product
+from needle.backends.cpu.scan import plan_scan
+from needle.backends.cpu.scatter import plan_scatter
+from needle.backends.cpu.sort import plan_sort
 from needle.backends.cpu.target import Target
 from needle.compiler.fusion import Group
 from needle.errors import CompileError
 from needle.graph.ir import Value
+from needle.ops.ordered import Scan, Scatter, Sort
 from needle.ops.record import Kind
 
 
@@ -41,6 +45,13 @@ def plan_anchor(
     assert node is not None
     if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
         return plan_product(group, is_stored, target, threads)
+    lower = node.op.lower
+    if isinstance(lower, Scan):
+        return plan_scan(group, lower, target, threads)
+    if isinstance(lower, Scatter):
+        return plan_scatter(group, lower, target, threads)
+    if isinstance(lower, Sort):
+        return plan_sort(group, lower, target, threads)
     place = f" at {node.location}" if node.location else ""
     layer = f" in layer {node.scope}" if node.scope else ""
     raise CompileError(

@@ -43,6 +43,13 @@ class Position(NamedTuple):
     level: int
 
 
+class Block(NamedTuple):
+    """Vectors next to each other: where the first begins, a multiple of its lanes, and how many."""
+
+    first: Position
+    slots: int
+
+
 @dataclass
 class Level:
     """An open loop.
@@ -117,6 +124,8 @@ class Emitter:
         self.mask: Operand | None = None
         #: Several vectors may be open at a time: which one is being computed.
         self.slot = 0
+        #: The vectors of a block that are open at a time; None if their places are not known.
+        self.block: Block | None = None
         self.guards: tuple[Guard, ...] = ()
         #: Which element of the kernel's own values the loops' variables mean.
         self.own_places: dict[Value, Place] = {}
@@ -157,7 +166,8 @@ class Emitter:
     def _key(self, what: Any, varies: bool) -> Any:
         return (what, self.guards, self.slot if varies else None)
 
-    def _find(self, what: Any) -> Cell | None:
+    def find(self, what: Any) -> Cell | None:
+        """Return what was kept, in any open loop, if its conditions hold here."""
         # What was computed under fewer conditions serves under more.
         keys = [
             (what, self.guards[:n], slot)
@@ -171,13 +181,14 @@ class Emitter:
                     return cell
         return None
 
-    def _keep(self, what: Any, cell: Cell, varies: bool) -> Cell:
+    def keep(self, what: Any, cell: Cell, varies: bool) -> Cell:
+        """Remember a cell at its level, for the current slot only if it varies."""
         self.levels[cell.level].memo[self._key(what, varies)] = cell
         return cell
 
     def bind(self, value: Value, at: Place, operand: Operand, varies: bool) -> None:
         """Say what an element is, in the innermost loop: a reduction's result."""
-        self._keep((value, at), Cell(operand, self.top), varies)
+        self.keep((value, at), Cell(operand, self.top), varies)
 
     # Indices
 
@@ -185,7 +196,7 @@ class Emitter:
         """Return an index; of the first lane, if it varies between lanes."""
         if index.is_constant:
             return Position(index.constant, 0)
-        found = self._find(index)
+        found = self.find(index)
         if found is not None:
             return Position(found.operand, found.level)
         parts = [(self._atom(a), c) for a, c in sorted(index.terms, key=lambda t: str(t[0]))]
@@ -199,7 +210,7 @@ class Emitter:
                 total = self.f.add_index(total, self.f.mul_index(part.number, c))
         if isinstance(total, int):
             return Position(total, level)
-        cell = self._keep(index, Cell(total, level), self.vector in index.variables)
+        cell = self.keep(index, Cell(total, level), self.vector in index.variables)
         return Position(cell.operand, level)
 
     def _atom(self, atom: ix.Atom) -> Position:
@@ -215,7 +226,7 @@ class Emitter:
     def _loaded(self, atom: Loaded) -> Cell:
         """Return the index that an integer tensor holds: wrapped, checked and kept in range."""
         what = ("loaded", atom)
-        found = self._find(what)
+        found = self.find(what)
         if found is not None:
             return found
         cell = self.element(atom.value, atom.index)
@@ -232,7 +243,7 @@ class Emitter:
             fault = Fault("", range_, atom.value.shape, location)
             x = f.select(bad, f.like(0, x), x)
         self._report(Cell(bad, cell.level), raw, Access(atom.value, atom.index), fault)
-        return self._keep(what, Cell(x, cell.level), bool(x.lanes))
+        return self.keep(what, Cell(x, cell.level), bool(x.lanes))
 
     def _report(self, cell: Cell, x: Operand, access: Access, fault: Fault) -> None:
         """Report ``x``, the element that is accessed, where the cell holds."""
@@ -263,7 +274,7 @@ class Emitter:
         """Return an index of each lane."""
         f = self.f
         what = ("lanes", index)
-        found = self._find(what)
+        found = self.find(what)
         if found is not None:
             return found
         level = 0
@@ -295,7 +306,7 @@ class Emitter:
             with self.at(level):
                 scaled = part if c == 1 else f.mul(part, f.like(c, part))
                 total = f.add(total, scaled)
-        return self._keep(what, Cell(total, level), True)
+        return self.keep(what, Cell(total, level), True)
 
     def _divided(self, x: Operand, atom: Quotient | Remainder) -> Operand:
         f = self.f
@@ -306,6 +317,12 @@ class Emitter:
             divided = f.binary(name, narrow, f.like(atom.divisor, narrow))
             return f.convert(divided, dtypes.int64)
         return f.binary(name, x, f.like(atom.divisor, x))
+
+    def cell_of(self, index: ix.Index) -> Cell:
+        """Return an index as an element of dtype int64."""
+        if self.vector is not None and self.vector in index.variables:
+            return self.lane_indices(index)
+        return self._as_cell(self.scalar(index))
 
     def _as_cell(self, place: Position) -> Cell:
         return Cell(self.f.operand(place.number), place.level)
@@ -319,7 +336,7 @@ class Emitter:
             return Cell(self.f.constant(value.constant.reshape(-1)[0], value.dtype), 0)
         # There is one element of a value of the kernel's own at a time, however its index reads.
         what = (value, self.own_places.get(value, at))
-        found = self._find(what)
+        found = self.find(what)
         if found is not None:
             return found
         if value in self.rows:
@@ -328,7 +345,7 @@ class Emitter:
             cell = self.load(value, at)
         else:
             cell = self.compute(value, at)
-        return self._keep(what, cell, bool(cell.operand.lanes))
+        return self.keep(what, cell, bool(cell.operand.lanes))
 
     def load(self, value: Value, at: Place) -> Cell:
         """Load an element from memory."""
@@ -412,9 +429,9 @@ class Emitter:
                 x = self._widened(cell.operand)
                 if lanes and not x.lanes:
                     what = ("splat", x, lanes)
-                    found = self._find(what)
+                    found = self.find(what)
                     if found is None:
-                        found = self._keep(what, Cell(f.splat(x, lanes), cell.level), False)
+                        found = self.keep(what, Cell(f.splat(x, lanes), cell.level), False)
                     x = found.operand
             operands.append(x)
         with self.at(level):
@@ -497,6 +514,7 @@ class ElementBuilder(IndexBuilder):
     def __init__(self, emitter: Emitter, value: Value) -> None:
         super().__init__(value)
         self._emitter = emitter
+        self._value = value
         self._dtype = value.dtype
 
     def where(
@@ -517,12 +535,26 @@ class ElementBuilder(IndexBuilder):
 
     def number_of(self, index: ix.Index) -> Cell:
         """Return an index as an element of dtype int64."""
-        emitter = self._emitter
-        if emitter.vector is not None and emitter.vector in index.variables:
-            return emitter.lane_indices(index)
-        place = emitter.scalar(index)
-        return Cell(emitter.f.operand(place.number), place.level)
+        return self._emitter.cell_of(index)
 
-    def compute(self, function: Callable[..., Operand], *cells: Cell) -> Cell:
-        """Return ``function(builder, *operands)``, of the result's dtype."""
-        return self._emitter.combine(function, cells, self._dtype)
+    def compute(
+        self, function: Callable[..., Operand], *cells: Cell, dtype: DType | None = None
+    ) -> Cell:
+        """Return ``function(builder, *operands)``, of the result's dtype if none is given."""
+        return self._emitter.combine(function, cells, dtype or self._dtype)
+
+    def several(
+        self, place: ix.Index, count: int, function: Callable[..., Any], *cells: Cell
+    ) -> Cell:
+        """Return the element at ``place`` where ``count`` neighbours come from one computation.
+
+        Args:
+            place: of the element, counted in row-major order.
+            count: how many elements belong together.
+            function: from the builder, the number ⌊place / count⌋ and the operands of the cells to
+                these elements.
+            cells: further operands.
+        """
+        from needle.backends.cpu.neighbours import neighbour
+
+        return neighbour(self._emitter, self._value, place, count, function, cells)

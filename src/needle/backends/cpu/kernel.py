@@ -83,6 +83,11 @@ class KernelFunction:
         """Whether a value lies in memory when the kernel starts."""
         return value not in self.own and self._locations(value) is not None
 
+    def is_same_place(self, a: Value, b: Value) -> bool:
+        """Whether two values in memory lie in the same place."""
+        location = self._locations(a)
+        return location is not None and location == self._locations(b)
+
     def pointer_of(self, value: Value) -> str:
         """Return the address of a value in memory."""
         pointer = self._pointers.get(value)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from needle.backends.cpu.kernel import Location
-from needle.compiler.access import is_literal
 from needle.compiler.fusion import Group
 from needle.compiler.memory import Buffer, MemoryPlan, plan_memory
 from needle.graph.ir import Graph, Value
@@ -81,7 +80,7 @@ def lay_out(
     for g in groups:
         for p in g.pieces:
             for value, _ in p.reads:
-                if value.constant is not None and value not in locations and not is_literal(value):
+                if value.constant is not None and value not in locations:
                     locations[value] = Location(slot)
                     layout.constants.append(np.asarray(value.constant, order="C"))
                     slot += 1

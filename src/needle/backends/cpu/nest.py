@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from needle import dtypes
-from needle.backends.cpu.emit import Emitter, Position
+from needle.backends.cpu.emit import Block, Emitter, Position
 from needle.backends.cpu.operands import Index, Operand, Segment
 from needle.backends.cpu.stages import Nest, Scratch, plan_nest
 from needle.backends.cpu.write import write, write_to
@@ -144,6 +144,7 @@ class NestEmitter:
         if nest.vector is not None and nest.vector in nest.kept:
             firsts = [self.f.add_index(self._base, i * nest.lanes) for i in range(slots)]
             self._slots = [Position(first, self.e.top) for first in firsts]
+            self.e.block = Block(self._slots[0], slots)
         for stage in range(nest.stages):
             self._before(stage, slots)
             self._stage(stage, slots)
@@ -152,6 +153,7 @@ class NestEmitter:
                     self.e.rows[piece.value] = (scratch.pointer, scratch.offset)
         self._before(nest.stages, slots)
         self.e.rows.clear()
+        self.e.block = None
 
     def _before(self, stage: int, slots: int) -> None:
         pieces = self.nest.before(stage)
@@ -246,8 +248,9 @@ class NestEmitter:
                     mask = None if live == lanes else f.tail_mask(live, lanes)
                     e.vector, e.lanes, e.mask = var, lanes, mask
                     e.place(var, f.add_index(i, slot * lanes))
+                    e.block = Block(e.places[var], 1)
                     states = step(states, slot, mask)
-                    e.vector, e.lanes, e.mask = None, 0, None
+                    e.vector, e.lanes, e.mask, e.block = None, 0, None, None
             return states
 
         end = var.extent // width * width
