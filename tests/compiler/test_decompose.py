@@ -81,5 +81,4 @@ def test_there_are_bad_values():
         "place_labels",
         "one_hot",
         "last_at",
-        "untake_along_axis",
     }
