@@ -132,8 +132,6 @@ def test_dtypes(dtype: DType, layout: str, compile_product: Any, guards: Any) ->
 def test_16_bit_floats_are_converted_before(
     dtype: DType, layout: str, target: Any, compile_product: Any, guards: Any
 ) -> None:
-    if dtype == dtypes.float16 and not target.half:
-        pytest.skip("LLVM would call a function of the C library for each conversion")
     m, n, k = 13, 39, 21
     rng = np.random.default_rng(2)
     a = laid_out(random(rng, (m, k), dtype), layout[0] == "t")
