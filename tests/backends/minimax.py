@@ -1,13 +1,12 @@
 """Remez' algorithm: how the coefficients of the vector math were found.
 
 `polynomial` finds the polynomial whose largest weighted error on an interval is the smallest, in
-50-digit arithmetic. The tests fit all coefficients of `needle.backends.cpu` anew and compare.
+60-digit arithmetic. The tests fit all coefficients of `needle.backends.cpu` anew and compare.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import mpmath as mp
@@ -37,80 +36,62 @@ def polynomial(
     Returns:
         The coefficients, rounded to float64, from the constant upwards, and the largest error.
     """
-    upper, _, worst = rational(function, low, high, terms, 1, weight=weight, variable=variable)
-    return upper, worst
-
-
-def rational(
-    function: Function,
-    low: Any,
-    high: Any,
-    upper: int,
-    lower: int,
-    *,
-    weight: Function = lambda x: mp.mpf(1),
-    variable: Function = lambda x: x,
-    rounds: int = 20,
-) -> tuple[list[float], list[float], float]:
-    """Fit a quotient of polynomials of ``upper`` and ``lower`` terms, the divisor's first being 1.
-
-    Returns:
-        The coefficients of dividend and divisor, and the largest error.
-    """
-    with mp.workdps(50):
+    with mp.workdps(60):
         low, high = mp.mpf(low), mp.mpf(high)
-        count = upper + lower
+        count = terms + 1
         # Chebyshev's extrema are nearly right already; none in the middle, where weights may be 0.
-        nodes = [
-            (low + high) / 2
-            - (high - low) / 2 * mp.cos(mp.pi * (i + mp.mpf("0.1")) / (count - 0.9))
-            for i in range(count)
-        ]
-        dividend: list[Any] = []
-        divisor: list[Any] = []
+        middle, half = (low + high) / 2, (high - low) / 2
+        angles = [mp.pi * (i + mp.mpf("0.1")) / (count - mp.mpf("0.9")) for i in range(count)]
+        nodes = [middle - half * mp.cos(angle) for angle in angles]
+        coefficients: list[Any] = []
         worst = mp.mpf(0)
-        leveled = mp.mpf(0)
-        for _ in range(rounds):
-            # P(x) = (f(x) ± E / w(x)) · Q(x) at the nodes, with the last E in front of what is
-            # unknown of Q.
-            for _ in range(1 if lower == 1 else 12):
-                rows, values = [], []
-                for i, x in enumerate(nodes):
-                    v, f, deviation = variable(x), function(x), (-1) ** i / weight(x)
-                    q = f + leveled * deviation
-                    powers = [v**k for k in range(max(upper, lower))]
-                    rows.append([*powers[:upper], *(-q * p for p in powers[1:lower]), -deviation])
-                    values.append(f)
-                solution = list(mp.lu_solve(mp.matrix(rows), mp.matrix(values)))
-                leveled = solution[-1]
-            dividend, divisor = solution[:upper], [mp.mpf(1), *solution[upper:-1]]
-
-            def error(x: Any, p: list[Any] = dividend, q: list[Any] = divisor) -> Any:
+        for _ in range(20):
+            # p(x) ± e / w(x) = f(x) at the nodes
+            rows, values = [], []
+            for i, x in enumerate(nodes):
                 v = variable(x)
-                return (function(x) - mp.polyval(p[::-1], v) / mp.polyval(q[::-1], v)) * weight(x)
+                rows.append([*(v**k for k in range(terms)), (-1) ** i / weight(x)])
+                values.append(function(x))
+            *coefficients, leveled = mp.lu_solve(mp.matrix(rows), mp.matrix(values))
 
-            nodes, worst = _extrema(error, nodes, low, high)
-            if worst - abs(leveled) <= worst * mp.mpf("1e-4"):
+            def error(x: Any, c: list[Any] = coefficients) -> Any:
+                return (function(x) - mp.polyval(c[::-1], variable(x))) * weight(x)
+
+            found, worst = _extrema(error, count, low, high)
+            if len(found) < count or worst - abs(leveled) <= worst * mp.mpf("1e-3"):
                 break
-        return [float(c) for c in dividend], [float(c) for c in divisor], float(worst)
+            nodes = found
+        return [float(c) for c in coefficients], float(worst)
 
 
-def _extrema(error: Function, nodes: Sequence[Any], low: Any, high: Any) -> tuple[list[Any], Any]:
-    # One extremum around each node, found on a grid and refined by a parabola.
-    found, worst = [], mp.mpf(0)
-    edges = [low, *((a + b) / 2 for a, b in itertools.pairwise(nodes)), high]
-    for x, a, b in zip(nodes, edges, edges[1:], strict=False):
-        sign = mp.sign(error(x)) or mp.mpf(1)
-        points = [a + (b - a) * i / 16 for i in range(17)]
-        sizes = [sign * error(p) for p in points]
-        i = max(range(17), key=sizes.__getitem__)
-        best, size = points[i], sizes[i]
-        if 0 < i < 16:
-            bend = sizes[i - 1] - 2 * sizes[i] + sizes[i + 1]
-            if bend:
-                finer = best + (b - a) / 32 * (sizes[i - 1] - sizes[i + 1]) / bend
-                if sign * error(finer) > size:
-                    best, size = finer, sign * error(finer)
+def _extrema(error: Function, count: int, low: Any, high: Any) -> tuple[list[Any], Any]:
+    # The largest error between each two of its zeros, ``count`` of them with alternating signs, and
+    # the largest of all. Seen on a grid that is finer towards the ends, and refined by parabolas.
+    steps = 24 * count
+    middle, half = (low + high) / 2, (high - low) / 2
+    points = [middle - half * mp.cos(mp.pi * i / steps) for i in range(steps + 1)]
+    errors = [error(x) for x in points]
+    runs: list[list[int]] = []
+    for i, e in enumerate(errors):
+        if not e:
+            continue
+        if runs and (errors[runs[-1][0]] > 0) == (e > 0):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    peaks = [max(run, key=lambda i: abs(errors[i])) for run in runs]
+    worst = max(abs(errors[i]) for i in peaks)
+    while len(peaks) > count:
+        peaks.pop(0 if abs(errors[peaks[0]]) < abs(errors[peaks[-1]]) else -1)
+    found = []
+    for i in peaks:
+        best = points[i]
+        if 0 < i < steps:
+            slopes = [(errors[j + 1] - errors[j]) / (points[j + 1] - points[j]) for j in (i - 1, i)]
+            centres = [(points[j + 1] + points[j]) / 2 for j in (i - 1, i)]
+            if slopes[0] != slopes[1]:
+                finer = centres[0] - slopes[0] * (centres[1] - centres[0]) / (slopes[1] - slopes[0])
+                if abs(error(finer)) > abs(errors[i]):
+                    best = finer
         found.append(best)
-        worst = max(worst, size)
     return found, worst

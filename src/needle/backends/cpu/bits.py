@@ -212,10 +212,10 @@ class BitMath(Function):
         return product, self.add(error, self.mul(xl, yl))
 
     def _halves(self, x: Operand) -> tuple[Operand, Operand]:
-        # The upper and the lower half of the mantissa.
+        # The upper and the lower half of the mantissa (G. Veltkamp's splitting).
         form = format_of(x)
-        kept = self.bit_and(self.bits(x), -(1 << ((form.mantissa + 2) // 2)))
-        high = self.bitcast(kept, x.dtype)
+        spread = self.times(x, 2.0 ** ((form.mantissa + 2) // 2) + 1)
+        high = self.sub(spread, self.sub(spread, x))
         return high, self.sub(x, high)
 
     def two_sum(self, x: Operand, y: Operand) -> tuple[Operand, Operand]:

@@ -24,7 +24,7 @@ class DivisionMath(IntegerMath):
         return self.reciprocal(self.sqrt(x))
 
     def hypot(self, x: Operand, y: Operand) -> Operand:
-        """Return √(x² + y²): ≤ 1 ulp, without overflow on the way; ∞ where one of them is."""
+        """Return √(x² + y²): ≤ 1.25 ulp, without overflow on the way; ∞ where one of them is."""
         infinite = self.compare_constant("oeq", self.absolute(x), float("inf"))
         infinite = self.binary(
             "or", infinite, self.compare_constant("oeq", self.absolute(y), float("inf"))
@@ -127,5 +127,17 @@ class DivisionMath(IntegerMath):
         # x − q · y, which is a float, exactly.
         if self.target.fma:
             return self.fma(self.neg(q), y, x)
-        high, low = self.two_product(q, y)
-        return self.sub(self.sub(x, high), low)
+        if x.dtype.itemsize == 4:
+            a, b, c = (self.convert(o, dtypes.float64) for o in (x, q, y))
+            return self.convert(self.sub(a, self.mul(b, c)), x.dtype)
+        # Away from where the pieces of the product would overflow: where x is that large, so is y.
+        huge = self.binary(
+            "or",
+            self.compare_constant("ogt", x, 2.0**900),
+            self.compare_constant("ogt", y, 2.0**900),
+        )
+        one = self.like(1.0, x)
+        down, up = self.replace(one, huge, 2.0**-64), self.replace(one, huge, 2.0**64)
+        high, low = self.two_product(q, self.mul(y, down))
+        left = self.mul(self.sub(self.sub(self.mul(x, down), high), low), up)
+        return self.select(self.compare_constant("oeq", q, 0.0), x, left)
