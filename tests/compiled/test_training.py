@@ -316,3 +316,21 @@ def test_a_parameter_that_stays_behind_counts_for_itself(name: str) -> None:
         steps = [optimizer.state[p]["step"].item() for p in (a, b)]
         results.append((a.tolist(), b.tolist(), steps))
     assert results[0] == results[1]
+
+
+def test_gradients_that_are_filled_with_zeros() -> None:
+    seen = []
+    for compiled in (False, True):
+        w = ndl.Tensor([1.0, 2.0])
+        optimizer = ndl.optim.SGD([w], lr=0.1, momentum=0.5)
+
+        def step(x: Any) -> None:
+            optimizer.zero_grad(set_to_none=False)  # noqa: B023
+            (w * x).sum().backward()  # noqa: B023
+            optimizer.step()  # noqa: B023
+
+        f: Any = ndl.compile(step) if compiled else step
+        for i in range(4):
+            f(ndl.full(2, float(i)))
+        seen.append(w.tolist())
+    assert seen[0] == seen[1]

@@ -174,6 +174,7 @@ class End:
         """Tell state from constants, and return the traced function."""
         run = self.run
         run.close_parts()
+        run.grads.clear()  # what they hold is in `self.grads`; nobody else may hold it
         for index, ref in self.pending:
             tensor = ref()
             if tensor is not None:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from needle.config import changes, enable_grad, modes, no_grad, untraced
 from needle.creation import full, zeros, zeros_like
 from needle.dtypes import accumulation_dtype, int64, is_float
@@ -144,9 +146,11 @@ class Optimizer(ABC):
             for p in group["params"]:
                 if set_to_none:
                     p.grad = None
-                elif p.grad is not None:
+                elif p.grad is not None and p.grad._data.__class__ is np.ndarray:
                     p.grad = p.grad.detach()
                     assign(p.grad, zeros_like(p.grad), "zero_grad")
+                elif p.grad is not None:  # traced, or not kept by a compiled step
+                    p.grad = zeros_like(p.grad)
 
     # Steps
 
