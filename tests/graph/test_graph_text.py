@@ -41,7 +41,7 @@ def test_a_training_step() -> None:
         "lr: float64[()],",
     ]
     assert "_0_weight[...] = v" in text
-    assert "test_text.py:" in text
+    assert "test_graph_text.py:" in text
     assert " 0\n" in text  # the layer
     assert " backward\n" in text
 
