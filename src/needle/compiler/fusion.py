@@ -26,6 +26,7 @@ from needle.compiler.access import (
     view_of,
 )
 from needle.compiler.index import Index, Var
+from needle.compiler.rows import rows_in
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.fold import Fold
 from needle.ops.ordered import Ordered
@@ -110,6 +111,8 @@ class Group:
     def is_split(self) -> bool:
         """Whether its reduction is long and its results few, so that it is done in parts."""
         rows = math.prod(v.extent for v in self.kept)
+        if any(rows_in(v.extent) for v in self.inner):
+            return False
         return (
             self.anchor is None
             and bool(self.inner)

@@ -11,6 +11,7 @@ import numpy as np
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import DONE, make_call
 from needle.backends.cpu.emit import Fault
+from needle.backends.cpu.kernel import STATUS_WORDS
 from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe, aligned
 from needle.backends.cpu.target import Target, host
@@ -124,7 +125,7 @@ class Executable:
         )
 
     def _fault(self, call: _Call) -> Exception:
-        number, place, value = call.status
+        number, place, value = call.status[:3]
         for word in range(3):
             call.status[word] = 0
         self._idle.append(call)
@@ -158,7 +159,7 @@ class _Call:
     def __init__(self, recipe: Recipe, library: jit.Library) -> None:
         table: Any = (ctypes.c_void_p * recipe.slots)()
         arena = aligned(Spec((recipe.arena_bytes,), np.dtype(np.uint8)))
-        self.status: Any = (ctypes.c_int64 * 3)()
+        self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
         table[recipe.arena_slot] = arena.ctypes.data
         table[recipe.status_slot] = ctypes.addressof(self.status)
         for i, constant in enumerate(recipe.constants[: recipe.addressed]):

@@ -14,7 +14,13 @@ from needle.backends.cpu.emit import Emitter, Fault
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.vector_math import MathFunction
+from needle.compiler.rows import rows_in
 from needle.graph.ir import Value
+
+#: Words of the status: the number of the fault, the place and the value of what is bad; the rows of
+#: this call, and into how many tasks they are split.
+STATUS_WORDS = 5
+ROWS_WORD, TASKS_WORD = 3, 4
 
 
 class Location(NamedTuple):
@@ -33,6 +39,7 @@ class KernelFunction:
         locations: where values in memory lie.
         own: the values that the kernel computes.
         faults: the program's list of what can be reported; grows.
+        status_slot: slot of the status.
     """
 
     def __init__(
@@ -42,8 +49,10 @@ class KernelFunction:
         locations: Callable[[Value], Location | None],
         own: set[Value],
         faults: list[Fault],
+        status_slot: int,
     ) -> None:
         self.f = f
+        self.status_slot = status_slot
         self._args = args
         self._locations = locations
         self.own = own
@@ -51,6 +60,8 @@ class KernelFunction:
         self._pointers: dict[Value, str] = {}
         self._slots: dict[int, str] = {}
         self._status: str | None = None
+        self._rows: Operand | None = None
+        self._row_tasks = Operand("1", dtypes.int64)
         self.emitter = Emitter(self.f, self.pointer_of, self.is_loaded, self._fault)
 
     @classmethod
@@ -61,14 +72,15 @@ class KernelFunction:
         locations: Callable[[Value], Location | None],
         own: set[Value],
         faults: list[Fault],
+        status_slot: int,
     ) -> KernelFunction:
         """Return a new kernel's function."""
         f = MathFunction(module, name, {"args": "ptr", "task": "i64"})
-        return cls(f, "%args", locations, own, faults)
+        return cls(f, "%args", locations, own, faults, status_slot)
 
     def part(self, f: MathFunction, args: str) -> KernelFunction:
         """Return another function that computes a part of the kernel."""
-        return KernelFunction(f, args, self._locations, self.own, self._faults)
+        return KernelFunction(f, args, self._locations, self.own, self._faults, self.status_slot)
 
     @property
     def written(self) -> set[Value]:
@@ -122,6 +134,46 @@ class KernelFunction:
         stop = Operand(f.at_entry(f"load i64, ptr {second}"), dtypes.int64)
         return start, stop
 
+    # Rows: extents that are given at each call
+
+    def extent(self, extent: int) -> Index:
+        """Return an extent: the number, or a multiple of the rows of this call."""
+        count = rows_in(extent)
+        if not count:
+            return extent
+        if self._rows is None:
+            status = self.slot(self.status_slot)
+            self._rows, self._row_tasks = (
+                Operand(self.f.at_entry(f"load i64, ptr {address}"), dtypes.int64)
+                for address in (
+                    self.f.at_entry(f"getelementptr i64, ptr {status}, i64 {word}")
+                    for word in (ROWS_WORD, TASKS_WORD)
+                )
+            )
+        if count == 1:
+            return self._rows
+        return Operand(self.f.at_entry(f"mul i64 {self._rows.text}, {count}"), dtypes.int64)
+
+    def share_of(self, extent: int, unit: int) -> tuple[Index, Index]:
+        """Return the part of an extent of rows that this task runs, in multiples of ``unit``."""
+        total = self.extent(extent)
+        assert isinstance(total, Operand)
+
+        def bound(task: str) -> Operand:
+            f = self.f
+            units = f.at_entry(f"add i64 {total.text}, {unit - 1}")
+            units = f.at_entry(f"udiv i64 {units}, {unit}")
+            part = f.at_entry(f"mul i64 {units}, {task}")
+            part = f.at_entry(f"udiv i64 {part}, {self._row_tasks.text}")
+            part = f.at_entry(f"mul i64 {part}, {unit}")
+            less = f.at_entry(f"icmp slt i64 {part}, {total.text}")
+            return Operand(
+                f.at_entry(f"select i1 {less}, i64 {part}, i64 {total.text}"), dtypes.int64
+            )
+
+        following = self.f.at_entry("add i64 %task, 1")
+        return bound("%task"), bound(following)
+
     # Faults
 
     def _fault(self, bad: Operand, x: Operand, place: Operand, fault: Fault) -> None:
@@ -142,13 +194,13 @@ class KernelFunction:
             before = old if word == 0 else f.load(self._status, word, dtypes.int64)
             f.store(f.select(first, new, before), self._status, word)
 
-    def end(self, status_slot: int) -> str:
+    def end(self) -> str:
         """Report a fault, if there was one, and end the function."""
         f = self.f
         if self._status is not None:
             own = self._status
             seen = f.load(own, 0, dtypes.int64)
-            status = self.slot(status_slot)
+            status = self.slot(self.status_slot)
 
             def report() -> None:
                 # The first of all tasks to get here is heard.

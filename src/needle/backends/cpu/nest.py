@@ -20,6 +20,7 @@ from needle.backends.cpu.stages import Nest, Scratch, plan_nest
 from needle.backends.cpu.write import write, write_to
 from needle.compiler.fusion import Group, Piece
 from needle.compiler.index import Var
+from needle.compiler.rows import rows_in
 from needle.ops.fold import Fold
 
 if TYPE_CHECKING:
@@ -78,8 +79,10 @@ class NestEmitter:
 
     def _range(self, var: Var, unit: int) -> tuple[Index, Index]:
         """Return the part of a loop that this task runs: all, if it is not the shared one."""
+        if rows_in(var.extent) and var is self.nest.shared:
+            return self.kernel.share_of(var.extent, unit)
         if var is not self.nest.shared or self.tasks == 1:
-            return 0, var.extent
+            return 0, self.kernel.extent(var.extent)
         units = -(-var.extent // unit)
         bounds = [min(units * t // self.tasks * unit, var.extent) for t in range(self.tasks + 1)]
         return self.kernel.task_range(bounds)
@@ -224,7 +227,7 @@ class NestEmitter:
                     self.e.place(var, i)
                     return loops(rest, carried)
 
-            return f.loop(0, var.extent, 1, states, body)
+            return f.loop(0, self.kernel.extent(var.extent), 1, states, body)
 
         final = loops(nest.inner, states)
         self._finish(folds, final, widths, count, column)
@@ -253,6 +256,8 @@ class NestEmitter:
                     e.vector, e.lanes, e.mask, e.block = None, 0, None, None
             return states
 
+        if rows_in(var.extent):
+            return self._inner_rows(var, states, step)
         end = var.extent // width * width
         before = f.segment()
         states = f.loop(0, end, width, states, lambda i, c: vectors(i, c, [lanes] * slots, before))
@@ -261,6 +266,37 @@ class NestEmitter:
             counts = [lanes] * (rest // lanes) + ([rest % lanes] if rest % lanes else [])
             states = vectors(end, states, counts, f.segment())
         return states
+
+    def _inner_rows(
+        self,
+        var: Var,
+        states: list[Operand],
+        step: Callable[[list[Operand], int, Operand | None], list[Operand]],
+    ) -> list[Operand]:
+        """Run along a vectorised inner variable whose extent is given at each call."""
+        f, e, lanes = self.f, self.e, self.nest.lanes
+        stop = self.kernel.extent(var.extent)
+        slots = self.nest.inner_slots
+
+        def block(i: Index, states: list[Operand], count: int, before: Segment) -> list[Operand]:
+            for slot in range(count):
+                with e.inside(before):
+                    at = f.add_index(i, slot * lanes)
+                    mask = None if count > 1 else f.tail_mask(f.sub_index(stop, at), lanes)
+                    e.vector, e.lanes, e.mask = var, lanes, mask
+                    e.place(var, at)
+                    states = step(states, slot, mask)
+                    e.vector, e.lanes, e.mask = None, 0, None
+            return states
+
+        width = lanes * slots
+        end: Index = 0
+        if slots > 1:
+            end = f.mul_index(f.floordiv_index(stop, width), width)
+            first = f.segment()
+            states = f.loop(0, end, width, states, lambda i, c: block(i, c, slots, first))
+        after = f.segment()
+        return f.loop(end, stop, lanes, states, lambda i, c: block(i, c, 1, after))
 
     # Folds
 

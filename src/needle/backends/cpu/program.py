@@ -11,18 +11,21 @@ from collections.abc import Hashable
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.emit import Fault
-from needle.backends.cpu.kernel import KernelFunction
+from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction
 from needle.backends.cpu.layout import lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.target import Target, host
 from needle.compiler.fusion import Fusion, Group
+from needle.compiler.rows import rows_in
 from needle.compiler.schedule import Schedule, Step
 from needle.graph.ir import Graph, Value
 
 #: Elements times ops below which a kernel is not worth a second thread.
 SMALL = 30_000
+#: Says of a kernel that each call decides into how many tasks its rows are split.
+BY_ROWS = 0
 
 
 class Program:
@@ -55,6 +58,7 @@ class Program:
             self.layout.locations.get,
             set(group.defines()),
             self.faults,
+            self.layout.status_slot,
         )
         plan = self._plans.get(group)
         if plan is None:
@@ -62,7 +66,7 @@ class Program:
         else:
             tasks = plan.tasks
             plan.emit(kernel, self._workspace(kernel, group, plan))
-        return kernel.end(self.layout.status_slot), tasks
+        return kernel.end(), tasks
 
     def _workspace(self, kernel: KernelFunction, group: Group, plan: AnchorPlan) -> str:
         """Return the address of a task's own memory."""
@@ -75,6 +79,8 @@ class Program:
         return f.pointer(base, f.add_index(offset, location.offset), dtypes.uint8)
 
     def _tasks(self, group: Group) -> int:
+        if any(rows_in(v.extent) for v in group.kept):
+            return BY_ROWS
         if self.threads == 1 or not group.kept:
             return 1
         size = math.prod(v.extent for v in (*group.kept, *group.inner))
@@ -84,8 +90,18 @@ class Program:
     def _entry(self) -> None:
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
         f = Function(self.module, "entry", {"args": "ptr"}, internal=False)
+        row_tasks = ""
         for name, tasks in self.kernels:
-            if tasks == 1:
+            if tasks == BY_ROWS:
+                if not row_tasks:
+                    address = f.value(
+                        f"getelementptr ptr, ptr %args, i64 {self.layout.status_slot}"
+                    )
+                    status = f.value(f"load ptr, ptr {address}")
+                    word = f.value(f"getelementptr i64, ptr {status}, i64 {TASKS_WORD}")
+                    row_tasks = f.value(f"load i64, ptr {word}")
+                f.emit(f"call void @needle_parallel(ptr @{name}, ptr %args, i64 {row_tasks})")
+            elif tasks == 1:
                 f.emit(f"call void @{name}(ptr %args, i64 0)")
             else:
                 f.emit(f"call void @needle_parallel(ptr @{name}, ptr %args, i64 {tasks})")

@@ -14,6 +14,7 @@ from needle.compiler import index as ix
 from needle.compiler.access import Access, Place
 from needle.compiler.fusion import Group, Piece
 from needle.compiler.index import Index, Var
+from needle.compiler.rows import rows_in
 from needle.graph.ir import Value
 from needle.ops.record import Kind
 
@@ -216,6 +217,9 @@ def _needs(nest: Nest) -> dict[Piece, int]:
 def _shared(nest: Nest, tasks: int) -> Var | None:
     if tasks == 1 or not nest.kept:
         return None
+    for var in nest.kept:
+        if rows_in(var.extent):
+            return var
     unit = {v: nest.lanes * nest.slots if v is nest.vector else 1 for v in nest.kept}
     for var in nest.kept:
         if var.extent // unit[var] >= 4 * tasks:

@@ -1,0 +1,188 @@
+"""Kernels of eager execution for ops that work row by row: softmax, normalisation, cross-entropy.
+
+They are the compiler's own: the op's decomposition is traced for any number of rows (`ROWS`) and a
+known row, fused and compiled, once per length of the row. A batch of another size runs the same
+code, and each row gets the same bits in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from needle.backends.cpu import cache, jit
+from needle.backends.cpu.arguments import address
+from needle.backends.cpu.executable import exception_of
+from needle.backends.cpu.kernel import ROWS_WORD, STATUS_WORDS, TASKS_WORD
+from needle.backends.cpu.program import Program
+from needle.backends.cpu.recipe import Recipe, aligned
+from needle.backends.cpu.target import host
+from needle.backends.cpu.threads import get_num_threads
+from needle.compiler import pipeline
+from needle.compiler.fingerprint import fingerprint
+from needle.compiler.rows import ROWS, rows_in
+from needle.graph.ir import Graph, Node, Value
+from needle.ops.record import Op
+from needle.ops.samples import Array
+from needle.shapes import Shape, Spec
+
+#: Bytes below which a call is one task.
+SMALL_BYTES = 1 << 16
+
+
+class RowProgram:
+    """A compiled graph whose inputs and outputs have rows, or are 0-d.
+
+    Args:
+        graph: its extents are known, or multiples of `ROWS`.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.recipe, code = _compiled(graph)
+        self._library = jit.load_object(code, ["entry"])
+        self._entry = self._library.function("entry", ctypes.c_void_p)
+        self._idle: list[_Table] = []
+        self._count = len(graph.outputs)
+
+    def run(self, arrays: Sequence[Array], rows: int) -> list[Array]:
+        """Run on contiguous arrays of ``rows`` rows.
+
+        Raises:
+            OutOfRangeError: a label or an index is out of range.
+        """
+        recipe = self.recipe
+        table = self._idle.pop() if self._idle else _Table(recipe)
+        nbytes = 0
+        for i, array in enumerate(arrays):
+            table.slots[i] = address(array)
+            nbytes += array.nbytes
+        outputs = []
+        for o in recipe.outputs:
+            output = np.empty(actual(o.spec.shape, rows), o.spec.dtype)
+            table.slots[o.slot] = address(output)
+            outputs.append(output)
+        status = table.status
+        status[ROWS_WORD] = rows
+        status[TASKS_WORD] = get_num_threads() if nbytes >= SMALL_BYTES else 1
+        self._entry(table.address)
+        if status[0]:
+            fault, place, value = recipe.faults[status[0] - 1], status[1], status[2]
+            status[0] = 0
+            self._idle.append(table)
+            fault = type(fault)(fault.op, fault.attrs, actual(fault.shape, rows), fault.location)
+            raise exception_of(fault, place, value)
+        self._idle.append(table)
+        return outputs[: self._count]
+
+
+class _Table:
+    """The table of one call at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.slots: Any = (ctypes.c_void_p * recipe.slots)()
+        self.address = ctypes.addressof(self.slots)
+        self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
+        self._arena = aligned(Spec((recipe.arena_bytes,), np.dtype(np.uint8)))
+        self.slots[recipe.arena_slot] = self._arena.ctypes.data
+        self.slots[recipe.status_slot] = ctypes.addressof(self.status)
+        for i, constant in enumerate(recipe.constants[: recipe.addressed]):
+            self.slots[recipe.first_constant + i] = constant.ctypes.data
+
+
+def actual(shape: Shape, rows: int) -> Shape:
+    """Return a shape with the number of rows of a call in it."""
+    return tuple([rows_in(n) * rows if rows_in(n) else n for n in shape])
+
+
+def _compiled(graph: Graph) -> tuple[Recipe, bytes]:
+    target = host()
+    key = cache.key("rows", fingerprint(graph), repr(target))
+    entry = cache.get(key)
+    if entry is not None:
+        return Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0]
+    optimised = pipeline.run(graph)
+    program = Program(optimised, 1, target)
+    # What has rows has no place in an arena of known size: it becomes an output like the others.
+    layout = program.layout
+    extra = [
+        v
+        for v, location in layout.locations.items()
+        if location.slot == layout.arena_slot and any(rows_in(n) for n in v.shape)
+    ]
+    if extra:
+        outputs = [*optimised.outputs, *extra]
+        optimised = Graph(optimised.inputs, optimised.nodes, outputs, {}, optimised.name)
+        program = Program(optimised, 1, target)
+    code = jit.compile_object(program.module, target)
+    recipe = Recipe.of(program)
+    values = b"".join(c.tobytes() for c in recipe.constants)
+    cache.put(key, [code, values], recipe.to_json())
+    return recipe, code
+
+
+def graph_of(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> Graph:
+    """Return the graph of one call of an op."""
+    inputs = [Value(spec, name=op.input_name(i)) for i, spec in enumerate(specs)]
+    found = op.infer(*specs, **attrs)
+    results = (found,) if isinstance(found, Spec) else found
+    node = Node(op, inputs, attrs, results)
+    return Graph(inputs, [node], list(node.results), {}, op.name)
+
+
+_programs: dict[Any, RowProgram] = {}
+
+
+def run_rows(op: Op, arrays: Sequence[Array], attrs: dict[str, Any]) -> list[Array]:
+    """Run an op on contiguous arrays whose first axis, if they have one, is that of the rows."""
+    key = (op.name, tuple([(a.shape[1:], a.ndim, a.dtype) for a in arrays]), *attrs.items())
+    program = _programs.get(key)
+    if program is None:
+        specs = [Spec((ROWS, *a.shape[1:]) if a.ndim else (), a.dtype) for a in arrays]
+        program = _programs[key] = RowProgram(graph_of(op, specs, attrs))
+    return program.run(arrays, next(a.shape[0] for a in arrays if a.ndim))
+
+
+def along_rows(op: Op) -> Callable[..., Any]:
+    """Return the kernel of an op with one input that treats the last axes of it row by row."""
+
+    def kernel(x: Array, **attrs: Any) -> Any:
+        name = "axis" if "axis" in attrs else "axes"
+        axes = (attrs[name],) if name == "axis" else attrs[name]
+        first = x.ndim - len(axes)
+        if axes != tuple(range(first, x.ndim)) or not x.size or not axes or not _fits(x):
+            return None
+        columns = math.prod(x.shape[first:])
+        rows = x.reshape(-1, columns)
+        outputs = run_rows(op, [rows], {**attrs, name: 1 if name == "axis" else (1,)})
+        shaped = [
+            o.reshape(x.shape if o.shape[1] == columns else (*x.shape[:first], *[1] * len(axes)))
+            for o in outputs
+        ]
+        return shaped[0] if len(shaped) == 1 else tuple(shaped)
+
+    return kernel
+
+
+def labelled_rows(op: Op) -> Callable[..., Any]:
+    """Return the kernel of an op on rows of scores with a label for each."""
+
+    def kernel(*arrays: Array, **attrs: Any) -> Any:
+        tall = [x for x in arrays if x.ndim]
+        if attrs["axis"] != 1 or len({x.shape[0] for x in tall}) != 1:
+            return None
+        if not all(x.ndim <= 2 and x.size and x.flags.carray for x in arrays):
+            return None
+        if not any(x.ndim == 2 and _fits(x) for x in arrays):
+            return None
+        outputs = run_rows(op, arrays, attrs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return kernel
+
+
+def _fits(x: Array) -> bool:
+    return x.dtype.char in "fd" and bool(x.flags.carray)
