@@ -26,12 +26,15 @@ import needle
 from needle.config import modes
 from needle.dtypes import accumulation_dtype, float32, float64
 from needle.inplace import assign
+from needle.optim import kernels
 from needle.tensor import Tensor
 
 #: A tensor or an array: what the functions of a rule compute with.
 Values = Any
 #: Elements of an array that are updated at a time: 64 KiB of float32.
 BLOCK = 1 << 14
+#: Elements from which on a compiled kernel is faster than NumPy on the arrays.
+COMPILED_FROM = 256
 #: What shapes the arithmetic: flags that are set and numbers that are in use. Never changes values.
 Options = frozenset[str]
 
@@ -75,7 +78,7 @@ def run(
     """
     # Looking for anomalies is the ops' work, and only ops can be traced.
     if not modes.state.anomaly and modes.state.trace is None and is_plain(rows, numbers, step):
-        modes.state.quiet(run_on_arrays, rule, options, numbers, step, rows)
+        run_on_arrays(rule, options, numbers, step, rows)
     else:
         run_on_tensors(rule, options, numbers, step, rows)
 
@@ -111,17 +114,20 @@ def run_on_arrays(
         np.add(step._data, 1, out=step._data)
         mark_written(step)
         values["step"] = step._data
-    exact = rule.coefficients(np, options, **values)
+    quiet = modes.state.quiet
+    exact = quiet(rule.coefficients, np, options, **values)
     cast: dict[Any, Any] = {}
-    update = rule.update
     for param, grad, state in rows:
         data = param._data
         c = cast.get(data.dtype)
         if c is None:
-            c = cast[data.dtype] = type(exact)(*[x.astype(data.dtype) for x in exact])
+            c = cast[data.dtype] = type(exact)(*[quiet(x.astype, data.dtype) for x in exact])
         arrays = {name: t._data for name, t in state.items()}
-        for part, slope, parts in _blocks(data, grad._data, arrays):
-            update(np, options, c, part, slope, **parts)
+        if data.size < COMPILED_FROM or not kernels.update(
+            rule, options, c, data, grad._data, arrays
+        ):
+            for part, slope, parts in _blocks(data, grad._data, arrays):
+                quiet(rule.update, np, options, c, part, slope, **parts)
         mark_written(param)
         for t in state.values():
             mark_written(t)

@@ -1,33 +1,52 @@
 """Which ops eager execution runs by generated kernels instead of their references.
 
-The modules of the kernels are imported when they are first needed.
+By their traits: products have run-time extents of their own; what normalises, or scores labels, is
+compiled for rows of a length. The modules of the kernels are imported when they are first needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from needle.ops.record import REGISTRY, Op
+from needle.ops.record import REGISTRY, Kind, Op
 
-#: Modules beside this one, with a function of the op's name: from the reference's arguments to its
-#: result, or None for what it leaves to the reference.
-MODULES = {"matmul": "matmul"}
+
+def kernel_of(op: Op) -> Callable[[], Callable[..., Any]] | None:
+    """Return what makes the kernel of an op; None for an op that runs its reference.
+
+    The kernel goes from the reference's arguments to its result, or to None for what it leaves to
+    the reference.
+    """
+    is_compound = op.decompose is not None
+    if op.kind is Kind.CONTRACTION and not is_compound:
+        return lambda: _module("matmul").matmul
+    if not is_compound or op.kind not in (Kind.NORMALIZATION, Kind.REDUCTION):
+        return None
+    if len(op.inputs) == 1:
+        return lambda: _module("rowwise").along_rows(op)
+    return lambda: _module("rowwise").labelled_rows(op)
 
 
 def install() -> None:
     """Tell the ops their kernels."""
-    for name, module in MODULES.items():
-        op = REGISTRY[name]
-        assert isinstance(op, Op)
-        op.kernel = _on_demand(op, module)
+    for op in REGISTRY.values():
+        if isinstance(op, Op):
+            make = kernel_of(op)
+            if make is not None:
+                op.kernel = _on_demand(op, make)
 
 
-def _on_demand(op: Op, module: str) -> Any:
+def _module(name: str) -> Any:
+    return import_module(f"needle.backends.cpu.{name}")
+
+
+def _on_demand(op: Op, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
     """Return a kernel that at its first call puts the real one in its place."""
 
     def kernel(*arrays: Any, **attrs: Any) -> Any:
-        op.kernel = getattr(import_module(f"needle.backends.cpu.{module}"), op.name)
+        op.kernel = make()
         return op.kernel(*arrays, **attrs)
 
     return kernel

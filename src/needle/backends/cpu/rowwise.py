@@ -62,6 +62,10 @@ class RowProgram:
             nbytes += array.nbytes
         outputs = []
         for o in recipe.outputs:
+            if o.slot is None:
+                assert o.source is not None
+                outputs.append(arrays[o.source])
+                continue
             output = np.empty(actual(o.spec.shape, rows), o.spec.dtype)
             table.slots[o.slot] = address(output)
             outputs.append(output)
@@ -76,6 +80,11 @@ class RowProgram:
             fault = type(fault)(fault.op, fault.attrs, actual(fault.shape, rows), fault.location)
             raise exception_of(fault, place, value)
         self._idle.append(table)
+        for o, output in zip(recipe.outputs, outputs, strict=True):
+            if o.copy is not None:
+                kind, place = o.copy
+                sources = {"input": arrays, "output": outputs, "constant": recipe.constants}
+                np.copyto(output, sources[kind][place])
         return outputs[: self._count]
 
 
@@ -105,6 +114,7 @@ def _compiled(graph: Graph) -> tuple[Recipe, bytes]:
     if entry is not None:
         return Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0]
     optimised = pipeline.run(graph)
+    donations = optimised.donations
     program = Program(optimised, 1, target)
     # What has rows has no place in an arena of known size: it becomes an output like the others.
     layout = program.layout
@@ -115,7 +125,7 @@ def _compiled(graph: Graph) -> tuple[Recipe, bytes]:
     ]
     if extra:
         outputs = [*optimised.outputs, *extra]
-        optimised = Graph(optimised.inputs, optimised.nodes, outputs, {}, optimised.name)
+        optimised = Graph(optimised.inputs, optimised.nodes, outputs, donations, optimised.name)
         program = Program(optimised, 1, target)
     code = jit.compile_object(program.module, target)
     recipe = Recipe.of(program)
