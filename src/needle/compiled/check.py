@@ -91,8 +91,7 @@ class Checked:
     def _check_node(self, node: Node, held: dict[Value, Array], actual: Sequence[Array]) -> None:
         inputs = [held[v] if v.constant is None else v.constant for v in node.inputs]
         expected = run_node(node, inputs)
-        # A compound op may cancel what it computes in between, which is as large as its inputs.
-        scale = _largest(inputs) if node.op.decompose is not None else 0.0
+        scale = _scale(node, inputs)
         by_largest = node.op.kind in _SUMS or node.op.decompose is not None
         for a, e in zip(actual, expected, strict=True):
             found = difference(a, e, by_largest, scale)
@@ -130,6 +129,15 @@ def _allowed(node: Node, inputs: Sequence[Array], result: Array) -> float:
 
 def _epsilon(array: Array) -> float:
     return float(ml_dtypes.finfo(array.dtype).eps)  # type: ignore[no-untyped-call]
+
+
+def _scale(node: Node, inputs: Sequence[Array]) -> float:
+    """Return how large the numbers are that an op may cancel on the way to its result."""
+    if node.op.kind is Kind.CONTRACTION:
+        return math.prod(_largest([a]) for a in inputs)
+    if node.op.kind in _SUMS or node.op.decompose is not None:
+        return _largest(inputs)
+    return 0.0
 
 
 def _largest(arrays: Sequence[Array]) -> float:
