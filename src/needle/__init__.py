@@ -16,6 +16,7 @@ from needle.backends.cpu.threads import (
     set_num_threads as set_num_threads,
 )
 from needle.compiled import Compiled as Compiled, compile as compile
+from needle.compiled.profile import profile as profile
 from needle.config import (
     detect_anomaly as detect_anomaly,
     enable_grad as enable_grad,

@@ -109,3 +109,7 @@ class MissingExtraError(NeedleError, ImportError):  # type: ignore[misc]  # both
             f"{purpose} needs the package {module!r}, which is not installed; "
             f"install it with: pip install 'needle-dl[{extra}]'"
         )
+
+
+class ProfileError(NeedleError, RuntimeError):
+    """A profile is asked for while one is being taken."""

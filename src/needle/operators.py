@@ -46,9 +46,9 @@ def _binary(function: OpFunction[..., Any]) -> tuple[Callable[..., Any], Callabl
         if dtype is float32 or dtype is float64:
             kind = other.__class__
             if kind is float or kind is int:
-                return direct(record, (self, as_tensor(other, dtype)), NO_ATTRS)
+                return engine.apply(record, (self, as_tensor(other, dtype)), NO_ATTRS)
             if isinstance(other, Tensor) and other._data.dtype is dtype:
-                return direct(record, (self, other), NO_ATTRS)
+                return engine.apply(record, (self, other), NO_ATTRS)
         return function(self, other) if isinstance(other, _OPERANDS) else NotImplemented
 
     def reflected(self: Tensor, other: Any) -> Any:
@@ -57,7 +57,7 @@ def _binary(function: OpFunction[..., Any]) -> tuple[Callable[..., Any], Callabl
     def general(self: Tensor, other: Any) -> Any:
         return function(self, other) if isinstance(other, _OPERANDS) else NotImplemented
 
-    direct, as_tensor = engine.apply, engine.as_tensor
+    as_tensor = engine.as_tensor
     takes_floats = record.promotion is not None and "float" in record.promotion
     return (forward if takes_floats else general), reflected
 

@@ -7,7 +7,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from needle import tree
 from needle.arrays import to_array
@@ -21,6 +21,10 @@ from needle.graph.ir import Graph
 from needle.graph.trace import argument_names, function_name, trace_call
 from needle.graph.traced import Traced, is_array
 from needle.tensor import Tensor
+
+if TYPE_CHECKING:
+    from needle.compiled.explain import Explanation
+    from needle.compiled.memory_plan import Memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -210,6 +214,60 @@ class Compiled(Generic[P, R]):
             1
         """
         return self.trace(*args, **kwargs).graph
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Return what the compiler makes of the function for these arguments, without running it.
+
+        It is traced and compiled anew, which tells the times; nothing is kept.
+
+        Example:
+            >>> scale = ndl.compile(lambda x: ndl.exp(x) * 2)
+            >>> report = scale.explain(ndl.ones(1000))
+            >>> len(report.groups), report.groups[0].ops, report.bytes_moved
+            (1, ('exp', 'multiply'), 8000)
+        """
+        from needle.compiled.explain import explain
+
+        start = time.perf_counter()
+        traced = self.trace(*args, **kwargs)
+        return explain(traced, time.perf_counter() - start)
+
+    def memory_plan(self, *args: P.args, **kwargs: P.kwargs) -> Memory:
+        """Return how much memory a call with these arguments takes, without running it.
+
+        Example:
+            >>> scale = ndl.compile(lambda x: ndl.exp(x) * 2)
+            >>> scale.memory_plan(ndl.ones(1000)).peak_bytes
+            8000
+        """
+        from needle.compiled.memory_plan import plan_memory
+
+        return plan_memory(self.trace(*args, **kwargs))
+
+    def max_batch(self, budget_bytes: int, *args: Any, axis: int = 0, **kwargs: Any) -> int:
+        """Return for how large a batch the planned memory of a call fits a budget.
+
+        The function is traced and planned for some sizes; nothing runs, and arguments of these
+        sizes are never made. Memory is taken to grow with the batch.
+
+        Args:
+            budget_bytes: the most that arguments, state, results and values in between may take.
+            args: arguments for a batch of any size. Those whose extent along ``axis`` is that of
+                the first tensor's are resized together; all others stay as they are.
+            axis: of the batch.
+            kwargs: keyword arguments.
+
+        Raises:
+            ArgumentError: not even a batch of 1 fits, or no argument has such an axis.
+
+        Example:
+            >>> scale = ndl.compile(lambda x: ndl.exp(x) * 2)
+            >>> scale.max_batch(80_000, ndl.ones((5, 100)))
+            100
+        """
+        from needle.compiled.memory_plan import max_batch
+
+        return max_batch(self.trace, budget_bytes, args, kwargs, axis)
 
     def __repr__(self) -> str:
         name = function_name(self.function)

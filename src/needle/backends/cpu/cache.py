@@ -123,6 +123,10 @@ class Cache:
             )
         return None
 
+    def has(self, key: str) -> bool:
+        """Return whether there is an entry of a key; it is not read, and does not count as used."""
+        return bool(key) and self._can_read and self._path(key).exists()
+
     def put(self, key: str, objects: bytes | Sequence[bytes], metadata: dict[str, Any]) -> None:
         """Write an entry, over one of the same key; old ones make room for it.
 
@@ -444,6 +448,11 @@ def default() -> Cache:
 def get(key: str) -> Entry | None:
     """Return the entry of a key; see `Cache.get`."""
     return default().get(key)
+
+
+def has(key: str) -> bool:
+    """Return whether there is an entry of a key; see `Cache.has`."""
+    return default().has(key)
 
 
 def put(key: str, objects: bytes | Sequence[bytes], metadata: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from needle.backends.cpu.emit import Fault
 from needle.backends.cpu.kernel import STATUS_WORDS
 from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe, aligned
+from needle.backends.cpu.stamps import stamp_buffer, stamp_times
 from needle.backends.cpu.target import Target, host
 from needle.compiler import pipeline
 from needle.compiler.fingerprint import fingerprint
@@ -24,18 +26,24 @@ from needle.ops.samples import Array
 from needle.shapes import Spec
 
 
+#: Runs executables in their place while a profile is taken; see `record_with`.
+_recorder: Recorder | None = None
+
+
 class Executable:
     """A loaded program.
 
     Args:
         recipe: how it is called.
         code: its object code.
-        program: what it was made of, if it was made in this process.
+        source: what it was made of.
+        stamps: how many times its entry notes; 0 unless it was made for a profile.
     """
 
-    def __init__(self, recipe: Recipe, code: bytes, program: Program | None = None) -> None:
+    def __init__(self, recipe: Recipe, code: bytes, source: Source, stamps: int = 0) -> None:
         self.recipe = recipe
-        self.program = program
+        self.source = source
+        self.stamps = stamps
         self._library = jit.load_object(code, ["entry"])
         self._idle: list[_Call] = []
         self._new = [o.spec for o in recipe.outputs if o.slot is not None]
@@ -58,10 +66,12 @@ class Executable:
         Raises:
             OutOfRangeError: an index was out of range.
         """
+        if _recorder is not None and not self.stamps:
+            return _recorder(self, arrays)
         try:
             call = self._idle.pop()
         except IndexError:
-            call = _Call(self.recipe, self._library)
+            call = _Call(self.recipe, self._library, self.stamps)
         new = [np.empty(shape, dtype) for shape, dtype in self._new]
         if self._has_copies:
             return self._run_with_copies(call, arrays, new)
@@ -113,6 +123,10 @@ class Executable:
                 results[i] = arrays[o.source]
         return results
 
+    def last_stamps(self) -> list[int]:
+        """Return the times, in nanoseconds, that the call that ended last has noted."""
+        return stamp_times(self._idle[-1].stamps)
+
     def _misfit(self, arrays: Sequence[Array], place: int) -> Exception:
         if place < 0 or place >= len(arrays):
             return CompileError(
@@ -153,11 +167,36 @@ def exception_of(fault: Fault, place: int, value: int) -> Exception:
     return OutOfRangeError(f"index: index {value}{where} is out of range for {what}; {valid}")
 
 
+@dataclass(frozen=True)
+class Source:
+    """What an executable is made of.
+
+    Attributes:
+        graph: what was traced.
+        threads: into how many tasks large kernels are split.
+        target: the processor.
+    """
+
+    graph: Graph
+    threads: int
+    target: Target
+
+    def key(self) -> str:
+        """Return the key of its code in the cache."""
+        return cache.key(fingerprint(self.graph), repr(self.target), str(self.threads))
+
+
+#: Runs an executable on arrays.
+Recorder: TypeAlias = "Callable[[Executable, Sequence[Array]], list[Array]]"
+
+
 class _Call:
     """The table of one call at a time, with an arena of its own."""
 
-    def __init__(self, recipe: Recipe, library: jit.Library) -> None:
-        table: Any = (ctypes.c_void_p * recipe.slots)()
+    def __init__(self, recipe: Recipe, library: jit.Library, stamps: int = 0) -> None:
+        table: Any = (ctypes.c_void_p * (recipe.slots + 1))()
+        self.stamps = stamp_buffer(stamps)
+        table[recipe.slots] = ctypes.addressof(self.stamps)
         arena = aligned(Spec((recipe.arena_bytes,), np.dtype(np.uint8)))
         self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
         table[recipe.arena_slot] = arena.ctypes.data
@@ -174,7 +213,7 @@ class _Call:
             [*recipe.inputs, *(o.spec for o in new)],
             slots,
             written,
-            keep=(library, arena, self.status, recipe.constants),
+            keep=(library, arena, self.status, self.stamps, recipe.constants),
         )
 
 
@@ -187,13 +226,40 @@ def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Execu
         target: the processor; this machine's by default.
     """
     target = target or host()
-    key = cache.key(fingerprint(graph), repr(target), str(threads))
+    source = Source(graph, threads, target)
+    key = source.key()
     entry = cache.get(key)
     if entry is not None:
-        return Executable(Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0])
+        recipe = Recipe.from_json(entry.metadata, entry.objects[1])
+        return Executable(recipe, entry.objects[0], source)
     program = Program(pipeline.run(graph), threads, target)
     code = jit.compile_object(program.module, target)
     recipe = Recipe.of(program)
     values = b"".join(c.tobytes() for c in recipe.constants)
     cache.put(key, [code, values], recipe.to_json())
-    return Executable(recipe, code, program)
+    return Executable(recipe, code, source)
+
+
+def build_stamped(source: Source) -> tuple[Executable, Program]:
+    """Return an executable that notes when its kernels start and end, and the program in it.
+
+    It is made anew, kernel for kernel the same as the one without stamps, which may have come from
+    the cache, where programs are not kept.
+    """
+    program = Program(pipeline.run(source.graph), source.threads, source.target, is_stamped=True)
+    code = jit.compile_object(program.module, source.target)
+    return Executable(Recipe.of(program), code, source, len(program.kernels) + 1), program
+
+
+def record_with(recorder: Recorder | None) -> Recorder | None:
+    """Have ``recorder`` run all executables but the stamped ones, in all threads.
+
+    Args:
+        recorder: from an executable and its arrays to the outputs; None to end that.
+
+    Returns:
+        The recorder before.
+    """
+    global _recorder
+    before, _recorder = _recorder, recorder
+    return before

@@ -16,6 +16,7 @@ from needle.backends.cpu.layout import lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
+from needle.backends.cpu.stamps import stamper
 from needle.backends.cpu.target import Target, host
 from needle.compiler.fusion import Fusion, Group
 from needle.compiler.rows import rows_in
@@ -29,15 +30,33 @@ BY_ROWS = 0
 
 
 class Program:
-    """Code and layout of a graph, before it is loaded."""
+    """Code and layout of a graph, before it is loaded.
 
-    def __init__(self, graph: Graph, threads: int, target: Target | None = None) -> None:
+    Args:
+        graph: what the passes made of a trace.
+        threads: into how many tasks large kernels are split.
+        target: the processor; this machine's by default.
+        is_planned: whether to stop before code is generated: kernels and memory are known then.
+        is_stamped: whether the entry notes the time before and after each kernel; see `stamps`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        threads: int,
+        target: Target | None = None,
+        *,
+        is_planned: bool = False,
+        is_stamped: bool = False,
+    ) -> None:
         self.graph = graph
         self.threads = threads
         self.module = Module(target or host())
         self.faults: list[Fault] = []
         fusion = Fusion(graph)
         groups = fusion.run()
+        #: Whether a value lies in memory or is shared in a kernel; others are computed where used.
+        self.is_stored = fusion.stored.__contains__
         self.groups, in_place = order_groups(graph, groups, fusion)
         self._plans = {
             g: plan_anchor(g, fusion.stored.__contains__, self.module.target, threads)
@@ -46,8 +65,11 @@ class Program:
         }
         workspaces = {g: plan.tasks * plan.workspace for g, plan in self._plans.items()}
         self.layout = lay_out(graph, self.groups, in_place, workspaces)
-        self.kernels = [self._kernel(g, i) for i, g in enumerate(self.groups)]
-        self._entry()
+        #: The name of each group's function, and how many tasks share it.
+        self.kernels: list[tuple[str, int]] = []
+        if not is_planned:
+            self.kernels += [self._kernel(g, i) for i, g in enumerate(self.groups)]
+            self._entry(is_stamped)
 
     def _kernel(self, group: Group, number: int) -> tuple[str, int]:
         tasks = self._tasks(group)
@@ -87,11 +109,14 @@ class Program:
         work = size * (len(group.pieces) + 1)
         return self.threads if work >= SMALL else 1
 
-    def _entry(self) -> None:
+    def _entry(self, is_stamped: bool) -> None:
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
         f = Function(self.module, "entry", {"args": "ptr"}, internal=False)
+        stamp = stamper(f, self.layout.slots) if is_stamped else None
         row_tasks = ""
         for name, tasks in self.kernels:
+            if stamp is not None:
+                stamp()
             if tasks == BY_ROWS:
                 if not row_tasks:
                     address = f.value(
@@ -105,6 +130,8 @@ class Program:
                 f.emit(f"call void @{name}(ptr %args, i64 0)")
             else:
                 f.emit(f"call void @needle_parallel(ptr @{name}, ptr %args, i64 {tasks})")
+        if stamp is not None:
+            stamp()
         f.end()
 
 

@@ -1,0 +1,143 @@
+"""What each kernel of a program does: its ops, loops, arithmetic and traffic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from needle.backends.cpu.program import Program
+from needle.compiler.access import Access, is_literal
+from needle.compiler.fusion import Group
+from needle.graph.ir import Node, Value
+from needle.ops.record import flops_of
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of a compiled program.
+
+    Attributes:
+        name: of its function in the generated code.
+        nodes: the ops that it computes, in an order in which they can run.
+        loops: extents of the loops over independent elements; those of extent 1 are left out.
+        inner: extents of the loops inside of these, over what reductions combine.
+        tasks: into how many parts it is split for threads; 0 if each call decides.
+        flops: arithmetic operations, as the ops' records count them.
+        bytes_read: bytes of what it reads from memory, each element once.
+        bytes_written: bytes of what it writes to memory.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    loops: tuple[int, ...]
+    inner: tuple[int, ...]
+    tasks: int
+    flops: int
+    bytes_read: int
+    bytes_written: int
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Names of the ops, each once, in order."""
+        return tuple(dict.fromkeys(node.op.name for node in self.nodes))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The user's lines that it comes from, ``file:line``, each once."""
+        return tuple(dict.fromkeys(node.location for node in self.nodes if node.location))
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Paths of the modules that it comes from, each once."""
+        return tuple(dict.fromkeys(node.scope for node in self.nodes if node.scope))
+
+    def shares(self) -> dict[str, float]:
+        """Return which share of its work each module path has, by arithmetic; they add up to 1.
+
+        An op without arithmetic counts as one operation for each element.
+        """
+        work: dict[str, float] = {}
+        for node in self.nodes:
+            path = f"{node.scope or '(no module)'}{' (backward)' if node.is_backward else ''}"
+            size = sum(v.size for v in node.results)
+            work[path] = work.get(path, 0.0) + max(flops(node), size, 1)
+        total = sum(work.values())
+        return {path: amount / total for path, amount in work.items()}
+
+
+def kernels_of(program: Program) -> list[Kernel]:
+    """Return the kernels of a program, in the order in which they run."""
+    return [
+        _kernel(program, group, name, tasks)
+        for group, (name, tasks) in zip(program.groups, program.kernels, strict=True)
+    ]
+
+
+def flops(node: Node) -> int:
+    """Return the arithmetic operations of a node, as its record counts them."""
+    specs = tuple(v.spec for v in node.results)
+    result = specs[0] if len(specs) == 1 else specs
+    return flops_of(node.op, tuple(v.spec for v in node.inputs), result, node.attrs)  # type: ignore[arg-type]
+
+
+def _kernel(program: Program, group: Group, name: str, tasks: int) -> Kernel:
+    nodes = tuple(_nodes(program, group))
+    locations = program.layout.locations
+    written = {v for v in group.defines() if v in locations}
+    return Kernel(
+        name,
+        nodes,
+        tuple(v.extent for v in group.kept),
+        tuple(v.extent for v in group.inner),
+        tasks,
+        sum(flops(node) for node in nodes),
+        _bytes_read(group),
+        sum(v.nbytes for v in written),
+    )
+
+
+def _nodes(program: Program, group: Group) -> Iterator[Node]:
+    """Yield what a kernel computes: its pieces, and what is computed on the way to them."""
+    own = set(group.defines())
+    seen: set[Node] = set()
+    for value in group.defines():
+        stack = [(value, False)]
+        while stack:
+            v, is_ready = stack.pop()
+            node = v.node
+            if node is None or node in seen:
+                continue
+            if is_ready:
+                seen.add(node)
+                yield node
+                continue
+            stack.append((v, True))
+            stack.extend(
+                (i, False)
+                for i in reversed(node.inputs)
+                if i in own or not program.is_stored(i)
+            )
+
+
+def _bytes_read(group: Group) -> int:
+    """Return the bytes of the elements that a kernel reads and does not compute itself."""
+    own = set(group.defines())
+    read: dict[Value, int] = {}
+    for access in dict.fromkeys(a for piece in group.pieces for a in piece.reads):
+        if access.value not in own and not is_literal(access.value):
+            read[access.value] = read.get(access.value, 0) + _extent(access)
+    return sum(min(n * v.dtype.itemsize, v.nbytes) for v, n in read.items())
+
+
+def _extent(access: Access) -> int:
+    """Return how many elements an access reaches, at most."""
+    if not access.at:
+        return access.value.size
+    variables = frozenset().union(*(index.variables for index in access.at))
+    return math.prod(v.extent for v in variables)
