@@ -153,7 +153,7 @@ def test_a_batch_on_another_axis_and_arguments_without_one():
 
 def test_no_batch_fits():
     _, step = training_step()
-    with pytest.raises(ArgumentError, match="a batch of 1 takes .* and the budget is 1,000"):
+    with pytest.raises(ArgumentError, match=r"a batch of 1 takes .* and the budget is 1,000"):
         step.max_batch(1000, X, Y)
     with pytest.raises(ArgumentError, match="no tensor among the arguments has an axis 5"):
         step.max_batch(1000, X, Y, axis=5)
@@ -161,6 +161,5 @@ def test_no_batch_fits():
 
 def test_an_error_at_some_size_says_so():
     f = ndl.compile(lambda x: x.reshape((4, 3)))
-    with pytest.raises(ndl.NeedleError) as error:
+    with pytest.raises(ndl.NeedleError, match="while planning for a batch of 1"):
         f.max_batch(10_000, ndl.zeros((4, 3)))
-    assert any("planning for a batch of 1" in note for note in error.value.__notes__)

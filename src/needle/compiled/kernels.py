@@ -119,9 +119,7 @@ def _nodes(program: Program, group: Group) -> Iterator[Node]:
                 continue
             stack.append((v, True))
             stack.extend(
-                (i, False)
-                for i in reversed(node.inputs)
-                if i in own or not program.is_stored(i)
+                (i, False) for i in reversed(node.inputs) if i in own or not program.is_stored(i)
             )
 
 

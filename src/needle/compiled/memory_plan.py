@@ -14,7 +14,7 @@ from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.compiler import pipeline
 from needle.compiler.memory import MemoryPlan
-from needle.errors import ArgumentError
+from needle.errors import ArgumentError, NeedleError
 from needle.graph.traced import Traced, is_array
 from needle.shapes import Spec
 from needle.tensor import Tensor, wrap
@@ -95,7 +95,7 @@ def memory_of(program: Program, arguments: int) -> Memory:
 
 
 def plan_memory(traced: Traced) -> Memory:
-    """Return the planned memory of a trace: kernels are planned for it, and no code is generated."""
+    """Return the planned memory of a trace; its kernels are planned, not generated."""
     graph = pipeline.run(traced.graph)
     program = Program(graph, get_num_threads(), host(), is_planned=True)
     return memory_of(program, traced.arguments)
@@ -129,8 +129,8 @@ def max_batch(
             new_args, new_kwargs = tree.unflatten(structure, new)
             try:
                 known[n] = plan_memory(trace(*new_args, **new_kwargs)).peak_bytes
-            except Exception as error:
-                error.add_note(f"max_batch: while planning for a batch of {n}")
+            except NeedleError as error:
+                error.message += f" (max_batch: while planning for a batch of {n})"
                 raise
         return known[n]
 

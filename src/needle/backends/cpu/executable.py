@@ -25,7 +25,6 @@ from needle.ops.record import REGISTRY, Op
 from needle.ops.samples import Array
 from needle.shapes import Spec
 
-
 #: Runs executables in their place while a profile is taken; see `record_with`.
 _recorder: Recorder | None = None
 
