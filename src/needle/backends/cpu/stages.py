@@ -151,23 +151,34 @@ def _is_joint(access: Access, a: Var, b: Var) -> bool:
 
 
 def choose_vector(nest: Nest) -> Var | None:
-    """Return the variable along which most accesses touch neighbours."""
+    """Return the variable along which most accesses touch neighbours.
+
+    Where there are reductions, this decides their order. So it must not depend on the extents of
+    the outer loops, one of which may be the batch: a long access counts no more than a short one
+    then, and a short row is never vectorised, however few rows there are.
+    """
     best, score = None, (-math.inf, -1)
     own = {p.value for p in nest.pieces}
-    stores = {k for k, (value, _) in enumerate(accesses(nest.pieces)) if value in own}
+    found = list(accesses(nest.pieces))
+    if nest.inner:  # what is touched once for each row does not count
+        loops = set(nest.inner)
+        found = [(v, at) for v, at in found if any(i.variables & loops for i in at)]
     for position, var in enumerate((*nest.kept, *nest.inner)):
         gain = 0.0
-        for k, (value, at) in enumerate(accesses(nest.pieces)):
-            offset = ix.ravel(at, value.shape)
-            stride = offset.stride(var)
-            # A long access counts for more; storing elements apart costs more than loading them.
-            weight = math.log2(value.size + 1) * (3 if k in stores else 1)
+        for value, at in found:
+            stride = ix.ravel(at, value.shape).stride(var)
+            # Storing elements apart costs more than loading them.
+            weight = 3.0 if value in own else 1.0
+            if not nest.inner:
+                weight *= math.log2(value.size + 1)
             if stride == 1:
                 gain += weight
             elif stride != 0:
                 gain -= weight
         if var.extent < 4:
-            gain -= 1000.0
+            if var in nest.inner:
+                continue
+            gain -= 0.0 if nest.inner else 1000.0
         if (gain, position) > score:
             best, score = var, (gain, position)
     return best
