@@ -191,7 +191,9 @@ def test_nothing_is_left_behind():
 def test_the_report(monkeypatch, capsys):
     from needle.backends.cpu import ceilings
 
-    monkeypatch.setattr(ceilings, "ceilings", lambda threads: ceilings.Ceilings(1e11, 1e10))
+    monkeypatch.setattr(
+        ceilings, "ceilings", lambda threads: ceilings.Ceilings(1e11, 1e10, 1e12, 2)
+    )
     _, step = make_step()
     with ndl.profile() as p:
         step(X, Y)
@@ -201,6 +203,19 @@ def test_the_report(monkeypatch, capsys):
         assert part in report
     p.show()
     assert capsys.readouterr().out.strip() == report
+    # 1 MiB for each thread is where memory is what a kernel is compared with.
+    assert p.ceilings.bytes_for(2 << 20) == 1e12
+
+
+def test_in_a_terminal_the_report_is_made_of_tables(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with ndl.profile() as p:
+        ndl.exp(X)
+    p.show()
+    out = capsys.readouterr().out
+    assert "eager op" in out
+    assert any(c in out for c in "┃│")
 
 
 def test_ceilings_are_measured(monkeypatch):
@@ -209,7 +224,11 @@ def test_ceilings_are_measured(monkeypatch):
 
     monkeypatch.setattr(ceilings, "COPIED", 1 << 22)
     monkeypatch.setattr(ceilings, "TURNS", 2000)
+    monkeypatch.setattr(ceilings, "AGAIN", 20)
     one = ceilings.measure(1, host())
     # No machine that this runs on does less in a second, or more.
     assert 1e8 < one.flops < 1e13
     assert 1e8 < one.bytes < 1e13
+    assert 1e8 < one.cached_bytes < 1e14
+    assert one.bytes_for(1000) == one.cached_bytes
+    assert one.bytes_for(1e9) == one.bytes

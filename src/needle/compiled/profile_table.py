@@ -112,14 +112,14 @@ def _kernel_table(profile: Profile) -> Table:
             f"{row.flop_rate * 1e-9:.3g}",
             f"{row.flop_rate / best.flops:.0%}",
             f"{row.byte_rate * 1e-9:.3g}",
-            f"{row.byte_rate / best.bytes:.0%}",
+            f"{row.byte_rate / best.bytes_for(row.bytes_moved / row.calls):.0%}",
             listed(row.ops, " "),
         )
         for row in rows[:MOST]
     ]
     title = (
         f"kernels; this machine multiplies and adds {quantity(best.flops, 'FLOP/s')} of float32 "
-        f"and copies {quantity(best.bytes, 'B/s')} (what fits the caches moves faster)"
+        f"and copies {quantity(best.bytes, 'B/s')}, {quantity(best.cached_bytes, 'B/s')} in caches"
     )
     header = ("kernel", "calls", "time", "share", "each", "GFLOP/s", "of most", "GB/s", "of most")
     return Table(title, (*header, "ops"), [*cells, *_rest(rows, 10)], frozenset({0, 9}))
