@@ -15,7 +15,7 @@ from needle.backends.cpu.threads import (
     get_num_threads as get_num_threads,
     set_num_threads as set_num_threads,
 )
-from needle.compiled import Compiled as Compiled, compile as compile
+from needle.compiled import Compiled as Compiled, Dim as Dim, compile as compile
 from needle.compiled.profile import profile as profile
 from needle.config import (
     detect_anomaly as detect_anomaly,

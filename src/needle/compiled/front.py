@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 from needle import tree
 from needle.arrays import to_array
 from needle.compiled.check import Checked
+from needle.compiled.dim import Dims, as_dims, generalise
 from needle.compiled.executable import Executable, build
 from needle.compiled.specialization import Specialization
 from needle.config import modes
@@ -49,6 +50,7 @@ class Compiled(Generic[P, R]):
         budget: int = 8,
         keep_grads: bool = False,
         backend: str | None = None,
+        dims: Dims | None = None,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -59,6 +61,8 @@ class Compiled(Generic[P, R]):
         self.function = function
         self.check = check
         self.budget = budget
+        self.dims = as_dims(dims)
+        self._signatures: set[Any] = set()
         self.keep_grads = keep_grads
         self.backend = backend
         self._table: dict[Any, list[Specialization]] = {}
@@ -160,8 +164,18 @@ class Compiled(Generic[P, R]):
         return structure, parts, state.grad, state.inference
 
     def _check_budget(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        made = self.specializations
+        signature: Any = (key, len(self._table.get(key, ())))
+        if self.dims:
+            names = argument_names(self.function, args, kwargs)
+            shapes = [part[1] if part[0] is _TENSOR else None for part in key[1]]
+            general = generalise(list(zip(names, shapes, strict=True)), self.dims)
+            rest = tuple([part[2:] if part[0] is _TENSOR else part for part in key[1]])
+            signature = (key[0], general, rest, key[2:], signature[1])
+        if signature in self._signatures:
+            return
+        made = self._signatures
         if len(made) < self.budget:
+            made.add(signature)
             return
         name = function_name(self.function)
         what, way_out = self._what_changes(key, argument_names(self.function, args, kwargs))
@@ -312,6 +326,7 @@ def compile(
     budget: int = ...,
     keep_grads: bool = ...,
     backend: str | None = ...,
+    dims: Dims | None = ...,
 ) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 
 
@@ -324,6 +339,7 @@ def compile(
     budget: int = ...,
     keep_grads: bool = ...,
     backend: str | None = ...,
+    dims: Dims | None = ...,
 ) -> Compiled[P, R]: ...
 
 
@@ -347,6 +363,8 @@ def compile(function: Any = None, /, **options: Any) -> Any:
         budget: for how many signatures at most it may be compiled.
         keep_grads: whether `grad` of a parameter that the function itself updates is kept. Without,
             its values are not written to memory, and using them is an error.
+        dims: axes whose extent varies, by the name of the argument: ``{"x": ndl.Dim("batch")}`` for
+            the first axis, or a `Dim` or None for each axis. They do not count for the budget.
         backend: what runs the program; ``"interpret"`` runs it op by op, for comparison.
 
     Returns:
