@@ -63,7 +63,7 @@ def cond(
         ...     return ndl.cond(x.sum() > 10, lambda x: x / 2, lambda x: x, x)
         >>> halve_large(ndl.asarray([8.0, 4.0])), halve_large(ndl.asarray([1.0, 2.0]))
         (Tensor([4., 2.]), Tensor([1., 2.]))
-        >>> ndl.compile(halve_large, backend="interpret")(ndl.asarray([8.0, 4.0]))
+        >>> ndl.compile(halve_large)(ndl.asarray([8.0, 4.0]))
         Tensor([4., 2.])
     """
     if isinstance(pred, (bool, np.bool_)):
@@ -170,7 +170,7 @@ def while_loop(
         ...         return (x + a / x) / 2
         ...     return ndl.while_loop(lambda x: ndl.abs(x * x - a) > 1e-4, improve, a, max_steps=50)
         >>> a = ndl.Tensor(9.0)
-        >>> root = ndl.compile(newton, backend="interpret")(a)
+        >>> root = ndl.compile(newton)(a)
         >>> root, ndl.grad(root, a)  # 1 / (2 · √9)
         (Tensor(3., grad_node=newton), Tensor(0.166667))
     """

@@ -6,6 +6,7 @@ import numpy as np
 
 import needle as ndl
 from needle import tree
+from needle.backends import cpu
 from needle.compiler import pipeline
 from needle.graph import trace, verify
 
@@ -28,7 +29,14 @@ def run_optimised(function, *args):
     return verify(pipeline.run(traced.graph)).run(traced.arrays(*args))
 
 
-WAYS = (run_interpreted, run_optimised)
+def run_native(function, *args, threads=2):
+    """Return the results of native code."""
+    traced = trace(function, *args)
+    arrays = [np.array(a, order="C") for a in traced.arrays(*args)]
+    return cpu.build(traced.graph, threads).run(arrays)
+
+
+WAYS = (run_interpreted, run_optimised, run_native)
 
 
 def check(function, *args, tolerance=1e-12):

@@ -26,6 +26,7 @@ from needle.compiler.access import (
     view_of,
 )
 from needle.compiler.index import Index, Var
+from needle.compiler.inner import is_addressable
 from needle.compiler.rows import rows_in
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.fold import Fold
@@ -153,8 +154,10 @@ def stored_values(graph: Graph) -> set[Value]:
     # A value that got memory later may stand between an operand and its base.
     for node in graph.nodes:
         if _takes_pointers(node):
-            for operand in node.inputs:
-                if view_of(operand, is_stored) is None:
+            for i, operand in enumerate(node.inputs):
+                view = view_of(operand, is_stored)
+                is_control = node.op.kind is Kind.CONTROL
+                if view is None or (is_control and not is_addressable(node, i, view)):
                     stored.add(operand)
     return stored
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from needle.backends.cpu.control import Surroundings, plan_control
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.product import plan_product
 from needle.backends.cpu.scan import plan_scan
@@ -34,9 +35,20 @@ class AnchorPlan(Protocol):
 
 
 def plan_anchor(
-    group: Group, is_stored: Callable[[Value], bool], target: Target, threads: int
+    group: Group,
+    is_stored: Callable[[Value], bool],
+    target: Target,
+    threads: int,
+    surroundings: Surroundings,
 ) -> AnchorPlan:
     """Return the plan of a group that has an anchor.
+
+    Args:
+        group: the group.
+        is_stored: whether a value lies in memory.
+        target: the processor.
+        threads: into about how many tasks large kernels are split.
+        surroundings: the program, for kernels that have programs inside.
 
     Raises:
         CompileError: the compiler cannot build the op.
@@ -52,6 +64,8 @@ def plan_anchor(
         return plan_scatter(group, lower, target, threads)
     if isinstance(lower, Sort):
         return plan_sort(group, lower, target, threads)
+    if node.op.kind is Kind.CONTROL:
+        return plan_control(group, surroundings)
     place = f" at {node.location}" if node.location else ""
     layer = f" in layer {node.scope}" if node.scope else ""
     raise CompileError(

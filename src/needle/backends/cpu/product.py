@@ -112,7 +112,7 @@ def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
             e.vector, e.lanes, e.mask = None, 0, None
 
     instructions = 2 + 6 * len(rest)
-    return Epilogue(store, ("group", group.number), begin, instructions)
+    return Epilogue(store, ("kernel", kernel.f.name), begin, instructions)
 
 
 def place_axes(

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
+from needle.backends.cpu.control import Surroundings
 from needle.backends.cpu.emit import Fault
 from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction
 from needle.backends.cpu.layout import lay_out, may_overwrite
@@ -19,6 +20,7 @@ from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.stamps import stamper
 from needle.backends.cpu.target import Target, host
 from needle.compiler.fusion import Fusion, Group
+from needle.compiler.inner import prepare_inner
 from needle.compiler.rows import rows_in
 from needle.compiler.schedule import Schedule, Step
 from needle.graph.ir import Graph, Value
@@ -38,6 +40,10 @@ class Program:
         target: the processor; this machine's by default.
         is_planned: whether to stop before code is generated: kernels and memory are known then.
         is_stamped: whether the entry notes the time before and after each kernel; see `stamps`.
+        within: the program of the graph that this one is inside of, whose module it shares.
+
+    Attributes:
+        name: of the function that runs it.
     """
 
     def __init__(
@@ -48,18 +54,30 @@ class Program:
         *,
         is_planned: bool = False,
         is_stamped: bool = False,
+        within: Program | None = None,
     ) -> None:
+        if within is None:
+            graph = prepare_inner(graph)
+            self.module = Module(target or host())
+            self.faults: list[Fault] = []
+        else:
+            self.module, self.faults = within.module, within.faults
         self.graph = graph
         self.threads = threads
-        self.module = Module(target or host())
-        self.faults: list[Fault] = []
+        self.name = "entry" if within is None else self.module.unique(f"inner_{graph.name}")
         fusion = Fusion(graph)
         groups = fusion.run()
         #: Whether a value lies in memory or is shared in a kernel; others are computed where used.
         self.is_stored = fusion.stored.__contains__
         self.groups, in_place = order_groups(graph, groups, fusion)
+        read = {v for g in groups for p in g.pieces for v, _ in p.reads} | set(graph.outputs)
+        surroundings = Surroundings(
+            lambda inner: Program(inner, threads, is_planned=is_planned, within=self),
+            fusion.stored.__contains__,
+            read.__contains__,
+        )
         self._plans = {
-            g: plan_anchor(g, fusion.stored.__contains__, self.module.target, threads)
+            g: plan_anchor(g, fusion.stored.__contains__, self.module.target, threads, surroundings)
             for g in self.groups
             if g.anchor is not None
         }
@@ -69,7 +87,7 @@ class Program:
         self.kernels: list[tuple[str, int]] = []
         if not is_planned:
             self.kernels += [self._kernel(g, i) for i, g in enumerate(self.groups)]
-            self._entry(is_stamped)
+            self._entry(is_stamped, is_inner=within is not None)
 
     def _kernel(self, group: Group, number: int) -> tuple[str, int]:
         tasks = self._tasks(group)
@@ -109,9 +127,9 @@ class Program:
         work = size * (len(group.pieces) + 1)
         return self.threads if work >= SMALL else 1
 
-    def _entry(self, is_stamped: bool) -> None:
+    def _entry(self, is_stamped: bool, is_inner: bool) -> None:
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
-        f = Function(self.module, "entry", {"args": "ptr"}, internal=False)
+        f = Function(self.module, self.name, {"args": "ptr"}, internal=is_inner)
         stamp = stamper(f, self.layout.slots) if is_stamped else None
         row_tasks = ""
         for name, tasks in self.kernels:
