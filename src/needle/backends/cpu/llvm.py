@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from needle import dtypes
+from needle.backends.cpu.blocks import settle_phis
 from needle.backends.cpu.conversion import convert
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import (
@@ -66,6 +67,7 @@ class Function:
         self._lines.append("entry:")
         self._entry = self.segment()
         self._block = "entry"
+        self._is_split = False  #: whether a block was split by code emitted into it later
         self._count = 0
         #: Values that lowerings refuse, with the conditions; whoever calls a lowering takes them.
         self.refusals: list[tuple[Operand, Operand]] = []
@@ -108,12 +110,15 @@ class Function:
 
     @contextlib.contextmanager
     def into(self, segment: Segment) -> Generator[None]:
-        """Emit straight-line code into an earlier place."""
+        """Emit into an earlier place."""
         current, self._lines = self._lines, segment
+        block = self._block
         try:
             yield
         finally:
             self._lines = current
+            self._is_split = self._is_split or self._block != block
+            self._block = block
 
     def _label(self, name: str) -> None:
         self._lines.append(f"{name}:")
@@ -122,7 +127,8 @@ class Function:
     def end(self) -> str:
         """Return from the function, add it to the module, and return its name."""
         self.emit("ret void")
-        self.module.add_function("\n".join([self._header, *_flat(self._body), "}"]))
+        lines = settle_phis([*_flat(self._body)]) if self._is_split else _flat(self._body)
+        self.module.add_function("\n".join([self._header, *lines, "}"]))
         return self.name
 
     # Constants and indices
