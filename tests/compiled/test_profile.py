@@ -99,7 +99,22 @@ def test_work_and_rates():
     (row,) = p.kernels
     assert row.flops == 2 * (2 * 40 * 50 * 60)
     assert row.bytes_moved == 2 * 4 * (40 * 50 + 50 * 60 + 40 * 60)
-    assert row.flop_rate == row.flops / row.seconds
+    assert row.flop_rate * row.median == pytest.approx(2 * 40 * 50 * 60)
+    assert row.byte_rate * row.median == pytest.approx(row.bytes_moved / 2)
+
+
+def test_a_call_that_was_disturbed_changes_no_rate():
+    from needle.compiled.profile import Event, Profile
+
+    work = ndl.compile(lambda a: a + 1).explain(ndl.ones(1000)).groups[0]
+    times = [100, 90, 5_000_000, 110, 95]
+    events = [Event("k", "kernel", 0, t, 1, "f", work) for t in times]
+    (row,) = Profile(events).kernels
+    assert row.calls == 5
+    assert row.seconds == pytest.approx(sum(times) * 1e-9)
+    assert row.median == pytest.approx(100e-9)
+    assert row.flop_rate == pytest.approx(1000 / 100e-9)
+    assert row.byte_rate == pytest.approx(8000 / 100e-9)
 
 
 def test_code_from_the_cache_is_profiled(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class Row:
         bytes_moved: bytes read and written, together.
         function: name of the compiled function that it belongs to; empty otherwise.
         ops: what is computed.
+        median: seconds of the call in the middle, which those that waited for a core, or for
+            memory to be given to the process, do not change; 0 for a module path.
     """
 
     name: str
@@ -67,16 +70,17 @@ class Row:
     bytes_moved: float = 0.0
     function: str = ""
     ops: tuple[str, ...] = ()
+    median: float = 0.0
 
     @property
     def flop_rate(self) -> float:
-        """Arithmetic operations each second."""
-        return self.flops / self.seconds if self.seconds else 0.0
+        """Arithmetic operations each second, in the call in the middle."""
+        return self.flops / self.calls / self.median if self.median else 0.0
 
     @property
     def byte_rate(self) -> float:
-        """Bytes read and written each second."""
-        return self.bytes_moved / self.seconds if self.seconds else 0.0
+        """Bytes read and written each second, in the call in the middle."""
+        return self.bytes_moved / self.calls / self.median if self.median else 0.0
 
 
 @dataclass(eq=False)
@@ -111,6 +115,7 @@ class Profile:
                     n * work.bytes_moved,
                     function,
                     work.ops,
+                    _median(events),
                 )
             )
         return sorted(rows, key=lambda row: -row.seconds)
@@ -157,7 +162,10 @@ class Profile:
         found: dict[str, list[Event]] = {}
         for event in self._of(kind):
             found.setdefault(event.name, []).append(event)
-        rows = [Row(name, len(events), _seconds(events)) for name, events in found.items()]
+        rows = [
+            Row(name, len(events), _seconds(events), median=_median(events))
+            for name, events in found.items()
+        ]
         return sorted(rows, key=lambda row: -row.seconds)
 
     def __str__(self) -> str:
@@ -220,6 +228,10 @@ class Profile:
 
 def _seconds(events: Sequence[Event]) -> float:
     return sum(event.duration for event in events) * 1e-9
+
+
+def _median(events: Sequence[Event]) -> float:
+    return statistics.median(event.duration for event in events) * 1e-9
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def _kernel_table(profile: Profile) -> Table:
             str(row.calls),
             _time(row.seconds),
             f"{row.seconds / whole:.1%}",
-            _time(row.seconds / row.calls),
+            _time(row.median),
             f"{row.flop_rate * 1e-9:.3g}",
             f"{row.flop_rate / best.flops:.0%}",
             f"{row.byte_rate * 1e-9:.3g}",
@@ -121,7 +121,7 @@ def _kernel_table(profile: Profile) -> Table:
         f"kernels; this machine multiplies and adds {quantity(best.flops, 'FLOP/s')} of float32 "
         f"and copies {quantity(best.bytes, 'B/s')}, {quantity(best.cached_bytes, 'B/s')} in caches"
     )
-    header = ("kernel", "calls", "time", "share", "each", "GFLOP/s", "of most", "GB/s", "of most")
+    header = ("kernel", "calls", "time", "share", "median", "GFLOP/s", "of most", "GB/s", "of most")
     return Table(title, (*header, "ops"), [*cells, *_rest(rows, 10)], frozenset({0, 9}))
 
 
