@@ -22,12 +22,14 @@ _SCALARS = {
     dtypes.int64: "i64",
     dtypes.uint64: "i64",
     dtypes.float16: "half",
-    dtypes.bfloat16: "bfloat",
+    # Only moved and converted, by its bits: LLVM moves its own type by way of float32, which on
+    # some processors calls a library.
+    dtypes.bfloat16: "i16",
     dtypes.float32: "float",
     dtypes.float64: "double",
 }
 #: How intrinsics' names spell the floating types.
-SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}
+SUFFIX = {"half": "f16", "float": "f32", "double": "f64"}
 
 
 class Operand(NamedTuple):
@@ -105,4 +107,4 @@ def literal(value: float | int | bool, dtype: DType) -> str:
             rounded = float(dtype.type(value))
         return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
     bits = int(np.asarray(value).astype(dtype).view(np.uint16))
-    return f"0x{'H' if dtype == dtypes.float16 else 'R'}{bits:04X}"
+    return f"0xH{bits:04X}" if dtype == dtypes.float16 else str(bits)
