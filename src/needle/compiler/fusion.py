@@ -327,7 +327,11 @@ class Fusion:
         if {mapping[v] for v in other.inner} != set(group.inner):
             return
         moved = [p.substitute({a: ix.of(b) for a, b in mapping.items()}) for p in other.pieces]
-        group.pieces = [*moved, *group.pieces]
+        # An anchor comes first: what it reads must be there before its kernel begins.
+        first = group.pieces[:1] if group.anchor is not None else []
+        if any(v in set(other.defines()) for p in first for v, _ in p.reads):
+            return
+        group.pieces = [*first, *moved, *group.pieces[len(first) :]]
         for p in moved:
             self.group_of[p.value] = group
         self.groups.remove(other)
