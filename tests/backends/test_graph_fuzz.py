@@ -1,0 +1,178 @@
+"""Random programs over all ops, compiled: values and gradients are those of the references.
+
+Each is compiled for this machine and interpreted; a part of them also for narrower instruction
+sets, and for 1, 2 and 4 threads, with all kernels split that can be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from graph_programs import graphs
+from hypothesis import HealthCheck, given, reject, settings, strategies as st
+from shaken import TRIES, Undefined, assert_near, check_defined, interpret_shaken
+
+import needle as ndl
+from needle import dtypes
+from needle.backends.cpu import cache, program
+from needle.backends.cpu.executable import build
+from needle.backends.cpu.target import Target
+from needle.errors import ArgumentError, CompileError, NeedleError
+from needle.graph import interpret, trace
+from needle.graph.ir import Graph
+
+Array = np.ndarray[Any, Any]
+
+#: Sets narrower than this machine's that it has, too.
+NARROW = []
+for name in ("sse2", "avx2"):
+    try:
+        NARROW.append(Target.named(name))
+    except ArgumentError:  # noqa: PERF203 - two
+        continue
+
+ran: Counter[str] = Counter()
+
+
+def run(graph: Graph, arrays: list[Array], threads: int, target: Target | None) -> list[Array]:
+    """Return the outputs of compiled code, after checking what it did to the inputs."""
+    # The cache does not know of a changed limit; and what it holds was tested before.
+    with (
+        mock.patch.object(cache, "key", return_value=""),
+        mock.patch.object(program, "SMALL", 0),
+    ):
+        executable = build(graph, threads, target)
+    first: list[Array] = []
+    for _ in range(2):  # again, with what the first call has left in memory
+        given_ = [np.ascontiguousarray(a).reshape(a.shape).copy() for a in arrays]
+        outputs = executable.run(given_)
+        written = set(graph.donations.values())
+        for i, (before, after) in enumerate(zip(arrays, given_, strict=True)):
+            if i not in written:
+                assert before.tobytes() == after.tobytes(), f"input {i} was overwritten"
+        for i, place in graph.donations.items():
+            assert outputs[i] is given_[place], f"output {i} is not input {place}"
+        outputs = [np.array(o) for o in outputs]
+        if first:
+            assert_same_bits(outputs, first, "the second call")
+        first = outputs
+    return first
+
+
+def assert_same_bits(actual: list[Array], expected: list[Array], label: str) -> None:
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.tobytes() == e.tobytes(), f"output {i} has other bits: {label}"
+
+
+def check(graph: Graph, arrays: list[Array], draw: Any) -> None:
+    try:
+        expected = [np.asarray(a) for a in interpret(graph, arrays)]
+        check_defined(graph, arrays)
+        shaken = [interpret_shaken(graph, arrays, seed) for seed in range(TRIES)]
+    except (Undefined, NeedleError):
+        reject()
+    target = draw(st.sampled_from([None, None, None, *NARROW]))
+    try:
+        actual = run(graph, arrays, 1, target)
+        label = target.name if target else "host"
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert_near(a, e, [s[i] for s in shaken], f"output {i} ({label})")
+        if draw(st.integers(0, 3)) == 3:
+            for threads in (2, 4):
+                others = run(graph, arrays, threads, target)
+                assert_same_bits(others, actual, f"{threads} threads, {label}")
+    except CompileError as error:
+        if "has no code for this op" not in str(error):
+            raise
+        ran["without code"] += 1
+        reject()
+    ran["compiled"] += 1
+    ran["with gradients"] += any(node.is_backward for node in graph.nodes)
+    ran["with donations"] += bool(graph.donations)
+
+
+def show(graph: Graph, arrays: list[Array]) -> str:
+    """Return a program and its inputs, to be read."""
+    inputs = [f"{v.name} = {a!r}" for v, a in zip(graph.inputs, arrays, strict=True)]
+    return "\n".join([str(graph), *inputs])
+
+
+def check_example(data: Any) -> None:
+    graph, arrays = data.draw(graphs())
+    with np.printoptions(threshold=40, edgeitems=3):
+        try:
+            check(graph, arrays, data.draw)
+        except Exception as error:
+            error.add_note(show(graph, arrays))
+            raise
+
+
+common = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+def agree(function: Any, *arrays: Array, target: Target | None = None) -> None:
+    """Check a function that a random program has found."""
+    graph = trace(function, *arrays).graph
+    expected = interpret(graph, arrays)
+    shaken = [interpret_shaken(graph, arrays, seed) for seed in range(TRIES)]
+    for i, (a, e) in enumerate(zip(run(graph, list(arrays), 1, target), expected, strict=True)):
+        assert_near(a, np.asarray(e), [s[i] for s in shaken], f"output {i}")
+
+
+def test_product_takes_in_what_its_epilogue_reads() -> None:
+    """Values beside a product of one element stand after it, not in its place."""
+    x, y = np.ones(1, np.float32), np.array(0.5)
+
+    def function(x: Any, y: Any) -> list[Any]:
+        z = x + 1
+        square = (z.reshape(1, 1) @ z.reshape(1, 1)).reshape(())
+        return [ndl.where(square > 0, square.astype(np.float64), y), (x == x).min()]
+
+    agree(function, x, y)
+
+
+def test_product_does_not_take_in_what_it_reads_itself() -> None:
+    def function(x: Any) -> list[Any]:
+        z = ndl.exp(x)
+        square = z.reshape(1, 1) @ z.reshape(1, 1)
+        return [square.reshape(()) + z]
+
+    agree(function, np.array(0.5))
+
+
+@pytest.mark.parametrize("target", NARROW, ids=lambda target: target.name)
+def test_bfloat_is_moved_without_a_library(target: Target) -> None:
+    x = np.arange(-30, 30, dtype=np.float32).reshape(5, 12).astype(dtypes.bfloat16)
+
+    def function(x: Any) -> list[Any]:
+        padded = ndl.pad(x, ((0, 1), (1, 2)), value=1)
+        return [padded, padded[::-1, ::3].T, ndl.where(x > 0, x, 2.5), ndl.concat([x, x], axis=1)]
+
+    agree(function, x, target=target)
+
+
+@settings(common, max_examples=200, derandomize=True, database=None)
+@given(st.data())
+def test_random_programs(data: Any) -> None:
+    check_example(data)
+
+
+@pytest.mark.nightly
+@settings(common, max_examples=10_000)
+@given(st.data())
+def test_ten_thousand_random_programs(data: Any) -> None:
+    check_example(data)
+
+
+if __name__ == "__main__":  # python tests/backends/test_graph_fuzz.py 3000
+    import sys
+
+    settings(common, max_examples=int(sys.argv[1]), database=None)(
+        given(st.data())(check_example)
+    )()
+    print(dict(ran), os.environ.get("NEEDLE_TARGET", "host"))
