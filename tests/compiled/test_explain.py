@@ -163,3 +163,15 @@ def test_an_error_at_some_size_says_so():
     f = ndl.compile(lambda x: x.reshape((4, 3)))
     with pytest.raises(ndl.NeedleError, match="while planning for a batch of 1"):
         f.max_batch(10_000, ndl.zeros((4, 3)))
+
+
+def test_loops_tell_what_is_in_them():
+    cell = nn.Linear(4, 4)
+    report = ndl.compile(lambda x: ndl.fori_loop(0, 5, lambda i, c: ndl.tanh(cell(c)), x)).explain(
+        ndl.ones((3, 4))
+    )
+    loop = next(k for k in report.groups if "loop" in k.ops)
+    assert {"matmul", "tanh"} <= set(loop.ops)
+    assert loop.flops >= 5 * 2 * 3 * 4 * 4
+    assert sum(loop.shares().values()) == pytest.approx(1)
+    assert "tanh" in str(report)

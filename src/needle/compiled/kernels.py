@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from needle.backends.cpu.program import Program
 from needle.compiler.access import Access, is_literal
 from needle.compiler.fusion import Group
-from needle.graph.ir import Node, Value
+from needle.graph.ir import Graph, Node, Value
 from needle.ops.record import flops_of
 
 
@@ -44,18 +44,19 @@ class Kernel:
 
     @property
     def ops(self) -> tuple[str, ...]:
-        """Names of the ops, each once, in order."""
-        return tuple(dict.fromkeys(node.op.name for node in self.nodes))
+        """Names of the ops, each once, in order; what is in a loop or branch, after it."""
+        return tuple(dict.fromkeys(node.op.name for node in _with_bodies(self.nodes)))
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The user's lines that it comes from, ``file:line``, each once."""
-        return tuple(dict.fromkeys(node.location for node in self.nodes if node.location))
+        nodes = _with_bodies(self.nodes)
+        return tuple(dict.fromkeys(node.location for node in nodes if node.location))
 
     @property
     def scopes(self) -> tuple[str, ...]:
         """Paths of the modules that it comes from, each once."""
-        return tuple(dict.fromkeys(node.scope for node in self.nodes if node.scope))
+        return tuple(dict.fromkeys(node.scope for node in _with_bodies(self.nodes) if node.scope))
 
     def shares(self) -> dict[str, float]:
         """Return which share of its work each module path has, by arithmetic; they add up to 1.
@@ -63,10 +64,13 @@ class Kernel:
         An op without arithmetic counts as one operation for each element.
         """
         work: dict[str, float] = {}
-        for node in self.nodes:
+        for node in _with_bodies(self.nodes):
+            if _bodies(node):
+                continue  # what is in them counts
             path = f"{node.scope or '(no module)'}{' (backward)' if node.is_backward else ''}"
             size = sum(v.size for v in node.results)
             work[path] = work.get(path, 0.0) + max(flops(node), size, 1)
+        work = work or {"(no module)": 1.0}
         total = sum(work.values())
         return {path: amount / total for path, amount in work.items()}
 
@@ -77,6 +81,23 @@ def kernels_of(program: Program) -> list[Kernel]:
         _kernel(program, group, name, tasks)
         for group, (name, tasks) in zip(program.groups, program.kernels, strict=True)
     ]
+
+
+def _bodies(node: Node) -> list[Graph]:
+    """Return the graphs of a loop or of branches."""
+    found: list[Graph] = []
+    for attr in node.attrs.values():
+        parts = attr if isinstance(attr, tuple) else (attr,)
+        found += [part for part in parts if isinstance(part, Graph)]
+    return found
+
+
+def _with_bodies(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Yield the nodes, and those in the loops and branches among them."""
+    for node in nodes:
+        yield node
+        for body in _bodies(node):
+            yield from _with_bodies(body.nodes)
 
 
 def flops(node: Node) -> int:

@@ -162,7 +162,7 @@ def choose_vector(nest: Nest) -> Var | None:
     found = list(accesses(nest.pieces))
     if nest.inner:  # what is touched once for each row does not count
         loops = set(nest.inner)
-        found = [(v, at) for v, at in found if any(i.variables & loops for i in at)]
+        found = [a for a in found if any(i.variables & loops for i in a.at)]
     for position, var in enumerate((*nest.kept, *nest.inner)):
         gain = 0.0
         for value, at in found:
