@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from needle.backends.cpu.bits import BitMath, format_of
+from needle.backends.cpu.bits import SINGLE, BitMath, format_of
 from needle.backends.cpu.llvm import Operand
 
 LOG2_E = 1.4426950408889634
@@ -76,6 +76,10 @@ _CONSTANTS = {
 }  # fmt: skip
 
 
+#: What AVX-512 scales in one instruction.
+_SCALEF = {f"{kind}.{bits}" for kind in ("ps", "pd") for bits in (128, 256, 512)}
+
+
 class ExponentialMath(BitMath):
     """eˣ and what is made of it."""
 
@@ -85,7 +89,10 @@ class ExponentialMath(BitMath):
         x = self.at_least(self.at_most(x, c.most), c.least)
         n, marked = self._turns(x, LOG2_E, 2 * format_of(x).bias)
         r = self._rest(x, n)
-        p = self.plus(self.fma(self.mul(r, r), self.polynomial(r, c.exp), r), 1.0)
+        if self.target.fma:
+            p = self.polynomial(r, (1.0, 1.0, *c.exp))
+        else:  # one instruction more, so that what is rounded twice is small
+            p = self.plus(self.fma(self.mul(r, r), self.polynomial(r, c.exp), r), 1.0)
         return self.scale(p, n, marked)
 
     def exp_moderate(self, x: Operand) -> Operand:
@@ -145,6 +152,16 @@ class ExponentialMath(BitMath):
         second can round.
         """
         form = format_of(p)
+        register = f"{'ps' if form is SINGLE else 'pd'}.{8 * p.lanes * p.dtype.itemsize}"
+        if self.target.name == "avx512" and p.lanes and register in _SCALEF:
+            # The same in one instruction.
+            name = f"llvm.x86.avx512.mask.scalef.{register}"
+            mask = f"i{max(p.lanes, 8)}"
+            rounding = [", i32 4"] if register.endswith("512") else []
+            self.module.declare(name, p.type, [p.type] * 3 + [mask] + ["i32"] * len(rounding))
+            arguments = f"{p.typed}, {n.typed}, {p.type} zeroinitializer, {mask} -1"
+            text = self.value(f"call {p.type} @{name}({arguments}{''.join(rounding)})")
+            return Operand(text, p.dtype, p.lanes)
         first = self.shift_right_logical(marked, 1)
         second = self.sub(marked, first)
         for part in (first, second):

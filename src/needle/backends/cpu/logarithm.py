@@ -133,8 +133,8 @@ class LogarithmMath(ExponentialMath):
         c = _CONSTANTS[f.dtype.name]
         square = self.mul(f, f)
         if f.dtype.itemsize == 4:
-            y = self.mul(self.mul(square, f), self.polynomial(f, c.log))
-            y = y if low is None else self.add(y, low)
+            cube, p = self.mul(square, f), self.polynomial(f, c.log)
+            y = self.mul(cube, p) if low is None else self.fma(cube, p, low)
             return self.fma(square, self.like(-0.5, f), y)
         s = self.div(f, self.plus(f, 2.0))
         z = self.mul(s, s)
