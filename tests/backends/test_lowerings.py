@@ -8,9 +8,10 @@ import elementwise_kernels as kernels
 import numpy as np
 import pytest
 
+import needle as ndl
 from needle import dtypes
 from needle.backends.cpu.vector_math import ULP
-from needle.errors import NeedleError
+from needle.errors import ArgumentError, NeedleError
 from needle.ops.engine import engine
 from needle.ops.record import REGISTRY, Kind, Op
 from needle.shapes import Spec
@@ -217,3 +218,23 @@ def test_integer_powers_wrap_and_negative_ones_truncate(dtype):
             lambda b, x, y: b.integer_power(x, y), [dtype, dtype], dtype, lanes
         )
         np.testing.assert_array_equal(run(x, y), expected)
+
+
+def test_compiled_code_raises_what_the_reference_raises():
+    @ndl.compile
+    def divide(x, y):
+        return x // y + x % y
+
+    @ndl.compile
+    def power(x, y):
+        return x**y
+
+    x, y = np.arange(-50, 50), np.full(100, 3)
+    y[77] = -2
+    np.testing.assert_array_equal(divide(ndl.asarray(x), ndl.asarray(y)).numpy(), x // y + x % y)
+    with pytest.raises(ArgumentError, match="negative powers"):
+        power(ndl.asarray(x), ndl.asarray(y))
+    y[77] = 0
+    np.testing.assert_array_equal(power(ndl.asarray(x), ndl.asarray(y)).numpy(), x**y)
+    with pytest.raises(ArgumentError, match="divided by zero"):
+        divide(ndl.asarray(x), ndl.asarray(y))

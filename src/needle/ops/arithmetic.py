@@ -137,14 +137,35 @@ def _integer_pairs() -> Iterable[Sample]:
     yield bad(ArgumentError, "zero", integers(1, 5, 3), 0)
 
 
-def _nonzero(function: np.ufunc, name: str) -> object:
+def _division_by_zero(name: str) -> Callable[..., Exception]:
     # NumPy answers 0 for an integer divided by zero, with a warning; a silently wrong result.
+    def fault(value: object = 0, place: object = ()) -> Exception:
+        return ArgumentError(f"{name}: an integer is divided by zero; test the divisor first")
+
+    return fault
+
+
+def _nonzero(function: np.ufunc, name: str) -> object:
+    fault = _division_by_zero(name)
+
     def compute(x: Array, y: Array) -> Array:
         if x.dtype.kind in "iu" and not y.all():
-            raise ArgumentError(f"{name}: an integer is divided by zero; test the divisor first")
+            raise fault()
         return function(x, y)
 
     return compute
+
+
+def _lower_floor_divide(b: Any, x: Any, y: Any) -> Any:
+    if not x.is_float:
+        b.refuse(b.equal(y, b.like(0, y)), y)
+    return b.floor_divide(x, y)
+
+
+def _lower_remainder(b: Any, x: Any, y: Any) -> Any:
+    if not x.is_float:
+        b.refuse(b.equal(y, b.like(0, y)), y)
+    return b.remainder(x, y)
 
 
 @elementwise(
@@ -152,7 +173,8 @@ def _nonzero(function: np.ufunc, name: str) -> object:
     takes=NUMBERS,
     vjp={"x": lambda g, x: x * 0, "y": lambda g, y: y * 0},
     samples=_integer_pairs,
-    lower=lambda b, x, y: b.floor_divide(x, y),
+    lower=_lower_floor_divide,
+    fault=_division_by_zero("floor_divide"),
 )
 def floor_divide(x: TensorLike, y: TensorLike) -> Tensor:
     """Quotient rounded towards minus infinity: ``⌊x / y⌋``. Its derivative is zero.
@@ -176,7 +198,8 @@ def floor_divide(x: TensorLike, y: TensorLike) -> Tensor:
     takes=NUMBERS,
     vjp={"x": lambda g: g, "y": lambda g, x, y: -g * floor_divide(x, y)},
     samples=_integer_pairs,
-    lower=lambda b, x, y: b.remainder(x, y),
+    lower=_lower_remainder,
+    fault=_division_by_zero("remainder"),
 )
 def remainder(x: TensorLike, y: TensorLike) -> Tensor:
     """Remainder with the sign of the divisor: ``x − ⌊x / y⌋ · y``.
@@ -195,10 +218,20 @@ def remainder(x: TensorLike, y: TensorLike) -> Tensor:
     """
 
 
+def _negative_power(value: object = -1, place: object = ()) -> Exception:
+    return ArgumentError("pow: integers to negative powers are no integers; convert x to float")
+
+
 def _power(x: Array, y: Array) -> Array:
     if x.dtype.kind == "i" and (y < 0).any():
-        raise ArgumentError("pow: integers to negative powers are no integers; convert x to float")
+        raise _negative_power()
     return np.power(x, y)
+
+
+def _lower_power(b: Any, x: Any, y: Any) -> Any:
+    if y.is_signed:
+        b.refuse(b.less(y, b.like(0, y)), y)
+    return b.power(x, y)
 
 
 def _power_samples() -> Iterable[Sample]:
@@ -222,7 +255,8 @@ def _power_samples() -> Iterable[Sample]:
         "y": lambda g, out, x: g * out * where(x == 0, 0.0, where(x == 0, 1.0, x).log()),
     },
     samples=_power_samples,
-    lower=lambda b, x, y: b.power(x, y),
+    lower=_lower_power,
+    fault=_negative_power,
 )
 def pow(x: TensorLike, y: TensorLike) -> Tensor:
     """Power: ``x ** y``.

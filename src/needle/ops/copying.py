@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from needle.dtypes import DType, as_dtype
+import numpy as np
+
+from needle.dtypes import DType, accumulation_dtype, as_dtype, is_float
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
 from needle.ops.record import Kind, op
@@ -22,12 +24,25 @@ if TYPE_CHECKING:
 def _astype_samples() -> Iterable[Sample]:
     yield Sample((normal(3, 4), "float32"), is_smooth=False)
     yield Sample((normal(3, 4), "int64"), label="to integers", is_smooth=False)
+    beyond = np.array([np.nan, np.inf, -np.inf, 300.7, -300.7, 6e4, -6e4])
+    for dtype in ("int8", "uint8", "int32", "int64", "uint64"):
+        label = f"beyond {dtype}"
+        yield Sample((beyond, dtype), label=label, is_smooth=False, has_peer=False)
     yield Sample((integers(-3, 4, 3), "bool"), label="to bool")
     yield Sample((normal(3, 4), "float64"), label="same")
 
 
 def _astype(x: Array, *, dtype: DType) -> Array:
-    return x.astype(dtype)
+    if dtype.kind not in "iu" or not is_float(x.dtype):
+        return x.astype(dtype)
+    # What floats become that no integer of the dtype is near to, C leaves open, and NumPy with it.
+    x = x.astype(accumulation_dtype(x.dtype), copy=False)
+    limits = np.iinfo(dtype)
+    fits = (x > limits.min - 1) & (x < float(limits.max) + 1)
+    if fits.all():
+        return x.astype(dtype)
+    nearest = np.where(x > 0, limits.max, np.where(x < 0, limits.min, 0)).astype(dtype)
+    return np.where(fits, np.where(fits, x, x.dtype.type(0)).astype(dtype), nearest)
 
 
 @op(
@@ -42,6 +57,8 @@ def _astype(x: Array, *, dtype: DType) -> Array:
 )
 def astype(x: TensorLike, dtype: Any, *, copy: bool = True) -> Tensor:
     """Convert to another dtype; floats are cut towards zero to become integers.
+
+    Floats beyond what the integers can be become the nearest of them, and NaN becomes 0.
 
     Args:
         x: any shape and dtype.

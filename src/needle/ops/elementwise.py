@@ -69,6 +69,7 @@ def elementwise(
     result: DType | None = None,
     vjp: Mapping[str, Rule] | None = None,
     lower: Lowering | None = None,
+    fault: Callable[..., Exception] | None = None,
     commutes: bool = False,
     samples: Samples | None = None,
     aliases: Iterable[str] = (),
@@ -84,6 +85,7 @@ def elementwise(
         result: dtype of the result; the inputs' common dtype if not given.
         vjp: a rule for each differentiable input.
         lower: how the compiler builds it.
+        fault: what compiled code raises where the lowering refuses a value.
         commutes: whether exchanging its two inputs changes no bit of the result.
         samples: inputs for the tests; by default values in (−3, 3).
         aliases: further names.
@@ -123,6 +125,7 @@ def elementwise(
             reference=reference,
             vjp=vjp,
             lower=lower,
+            fault=fault,
             commutes=commutes,
             inputs=inputs,
             promotion=accepted,
