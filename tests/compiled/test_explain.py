@@ -175,3 +175,13 @@ def test_loops_tell_what_is_in_them():
     assert loop.flops >= 5 * 2 * 3 * 4 * 4
     assert sum(loop.shares().values()) == pytest.approx(1)
     assert "tanh" in str(report)
+
+
+def test_what_is_planned_is_what_a_call_takes():
+    _, step = training_step()
+    plan = step.memory_plan(X, Y)
+    step(X, Y)
+    recipe = step.specializations[0].executable.recipe
+    assert plan.arena.nbytes == recipe.arena_bytes
+    assert plan.arguments + plan.state == sum(spec.nbytes for spec in recipe.inputs)
+    assert plan.constants == sum(c.nbytes for c in recipe.constants)
