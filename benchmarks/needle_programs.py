@@ -22,38 +22,92 @@ def set_threads(count: int) -> None:
     """Nothing to do: NumPy's BLAS reads the environment."""
 
 
+#: What is done to a function that is measured: nothing, or `needle.compile`.
+_mode: Callable[[Any], Any] = lambda function: function  # noqa: E731
+
+
+def compile_programs() -> None:
+    """Measure compiled functions from now on."""
+    global _mode
+    _mode = ndl.compile
+
+
+def _call(function: Any, *args: Any) -> Program:
+    """Return a call of a function, without gradients."""
+    chosen = _mode(function)
+
+    def call() -> Any:
+        with ndl.no_grad():
+            return chosen(*args)
+
+    return call
+
+
 def add(n: int) -> Program:
-    x, y = _normal(n), _normal(n, seed=1)
-    return lambda: x + y
+    return _call(lambda x, y: x + y, _normal(n), _normal(n, seed=1))
+
+
+def exp(rows: int, columns: int) -> Program:
+    return _call(ndl.exp, _normal(rows, columns))
+
+
+def tanh(rows: int, columns: int) -> Program:
+    return _call(ndl.tanh, _normal(rows, columns))
+
+
+def gelu(rows: int, columns: int) -> Program:
+    return _call(lambda x: F.gelu(x), _normal(rows, columns))
+
+
+def chain(rows: int, columns: int) -> Program:
+    x, z = _normal(rows, columns), _normal(rows, columns, seed=1)
+    s, b = _normal(columns, seed=2), _normal(columns, seed=3)
+    return _call(lambda x, s, b, z: F.relu(x * s + b) * z + x, x, s, b, z)
+
+
+def total(rows: int, columns: int, axis: int | None) -> Program:
+    return _call(lambda x: x.sum(axis), _normal(rows, columns))
+
+
+def cross_entropy(rows: int, columns: int) -> Program:
+    labels = ndl.asarray(np.random.default_rng(1).integers(0, columns, rows))
+    return _call(lambda x, y: F.cross_entropy(x, y), _normal(rows, columns), labels)
+
+
+def adam_update(n: int) -> Program:
+    w = ndl.Tensor(np.random.default_rng(0).standard_normal(n, dtype=np.float32))
+    w.grad = _normal(n, seed=1)
+    return optim.Adam([w], lr=0.001).step
 
 
 def matmul(m: int, k: int, n: int) -> Program:
-    x, y = _normal(m, k), _normal(k, n)
-    return lambda: x @ y
+    return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
 
 
 def softmax(rows: int, columns: int) -> Program:
-    x = _normal(rows, columns)
-    return lambda: F.softmax(x, -1)
+    return _call(lambda x: F.softmax(x, -1), _normal(rows, columns))
 
 
 def layer_norm(rows: int, columns: int) -> Program:
     x, w, b = _normal(rows, columns), ndl.ones(columns), ndl.zeros(columns)
-    return lambda: F.layer_norm(x, (columns,), w, b)
+    return _call(lambda x, w, b: F.layer_norm(x, (columns,), w, b), x, w, b)
 
 
 def conv2d(batch: int, channels: int, size: int, out: int) -> Program:
     x, w = _normal(batch, channels, size, size), _normal(out, channels, 3, 3)
-    return lambda: F.conv2d(x, w, padding=1)
+    return _call(lambda x, w: F.conv2d(x, w, padding=1), x, w)
 
 
 def _step(model: nn.Module, optimizer: Any, x: ndl.Tensor, y: ndl.Tensor) -> Program:
-    def step() -> None:
+    def step(x: ndl.Tensor, y: ndl.Tensor) -> ndl.Tensor:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
         optimizer.step()
+        return loss
 
-    return step
+    chosen = _mode(step)
+    return lambda: chosen(x, y)
 
 
 def _mlp(batch: int) -> tuple[nn.Module, ndl.Tensor, ndl.Tensor]:
@@ -69,11 +123,13 @@ def mlp_forward(batch: int) -> Program:
     model, x, _ = _mlp(batch)
     model.eval()
 
-    def forward() -> Any:
-        with ndl.inference_mode():
-            return model(x)
+    forward = _mode(model)
 
-    return forward
+    def call() -> Any:
+        with ndl.inference_mode():
+            return forward(x)
+
+    return call
 
 
 def mlp_sgd_step(batch: int) -> Program:
@@ -84,6 +140,15 @@ def mlp_sgd_step(batch: int) -> Program:
 def mlp_adam_step(batch: int) -> Program:
     model, x, y = _mlp(batch)
     return _step(model, optim.Adam(model.parameters(), lr=0.001), x, y)
+
+
+def mlp_resnet_step(batch: int) -> Program:
+    from needle.models import MLPResNet
+
+    ndl.manual_seed(0)
+    model = MLPResNet(784, hidden=100)
+    labels = ndl.asarray(np.random.default_rng(1).integers(0, 10, batch))
+    return _step(model, optim.Adam(model.parameters(), lr=0.001), _normal(batch, 784), labels)
 
 
 def resnet20_step(batch: int) -> Program:

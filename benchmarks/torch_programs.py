@@ -21,14 +21,67 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+#: What is done to a function that is measured: nothing, or `torch.compile`.
+_mode: Callable[[Any], Any] = lambda function: function  # noqa: E731
+
+
+def compile_programs() -> None:
+    """Measure compiled functions from now on."""
+    global _mode
+    _mode = torch.compile
+
+
+def _call(function: Any, *args: Any) -> Program:
+    """Return a call of a function, without gradients."""
+    chosen = _mode(function)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return chosen(*args)
+
+    return call
+
+
 def add(n: int) -> Program:
-    x, y = _normal(n), _normal(n, seed=1)
-    return lambda: x + y
+    return _call(lambda x, y: x + y, _normal(n), _normal(n, seed=1))
+
+
+def exp(rows: int, columns: int) -> Program:
+    return _call(lambda x: torch.exp(x), _normal(rows, columns))
+
+
+def tanh(rows: int, columns: int) -> Program:
+    return _call(lambda x: torch.tanh(x), _normal(rows, columns))
+
+
+def gelu(rows: int, columns: int) -> Program:
+    return _call(lambda x: F.gelu(x), _normal(rows, columns))
+
+
+def chain(rows: int, columns: int) -> Program:
+    x, z = _normal(rows, columns), _normal(rows, columns, seed=1)
+    s, b = _normal(columns, seed=2), _normal(columns, seed=3)
+    return _call(lambda x, s, b, z: F.relu(x * s + b) * z + x, x, s, b, z)
+
+
+def total(rows: int, columns: int, axis: int | None) -> Program:
+    return _call(lambda x: x.sum() if axis is None else x.sum(axis), _normal(rows, columns))
+
+
+def cross_entropy(rows: int, columns: int) -> Program:
+    labels = torch.from_numpy(np.random.default_rng(1).integers(0, columns, rows))
+    return _call(lambda x, y: F.cross_entropy(x, y), _normal(rows, columns), labels)
+
+
+def adam_update(n: int) -> Program:
+    w = nn.Parameter(_normal(n))
+    w.grad = _normal(n, seed=1)
+    optimizer = torch.optim.Adam([w], lr=0.001, fused=_mode is torch.compile)
+    return lambda: optimizer.step()
 
 
 def matmul(m: int, k: int, n: int) -> Program:
-    x, y = _normal(m, k), _normal(k, n)
-    return lambda: x @ y
+    return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
 
 
 def product(m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known") -> Program:
@@ -41,24 +94,25 @@ def product(m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known
 
 
 def softmax(rows: int, columns: int) -> Program:
-    x = _normal(rows, columns)
-    return lambda: F.softmax(x, -1)
+    return _call(lambda x: F.softmax(x, -1), _normal(rows, columns))
 
 
 def layer_norm(rows: int, columns: int) -> Program:
     x, w, b = _normal(rows, columns), torch.ones(columns), torch.zeros(columns)
-    return lambda: F.layer_norm(x, (columns,), w, b)
+    return _call(lambda x, w, b: F.layer_norm(x, (columns,), w, b), x, w, b)
 
 
 def conv2d(batch: int, channels: int, size: int, out: int) -> Program:
     x, w = _normal(batch, channels, size, size), _normal(out, channels, 3, 3)
-    return lambda: F.conv2d(x, w, padding=1)
+    return _call(lambda x, w: F.conv2d(x, w, padding=1), x, w)
 
 
 def _step(model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor) -> Program:
+    chosen = _mode(model)  # PyTorch compiles the model; its step stays in Python
+
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(chosen(x), y).backward()
         optimizer.step()
 
     return step
@@ -77,11 +131,13 @@ def mlp_forward(batch: int) -> Program:
     model, x, _ = _mlp(batch)
     model.eval()
 
-    def forward() -> Any:
-        with torch.inference_mode():
-            return model(x)
+    forward = _mode(model)
 
-    return forward
+    def call() -> Any:
+        with torch.inference_mode():
+            return forward(x)
+
+    return call
 
 
 def mlp_sgd_step(batch: int) -> Program:
@@ -92,6 +148,28 @@ def mlp_sgd_step(batch: int) -> Program:
 def mlp_adam_step(batch: int) -> Program:
     model, x, y = _mlp(batch)
     return _step(model, torch.optim.Adam(model.parameters(), lr=0.001), x, y)
+
+
+class _Residual(nn.Module):
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x + self.function(x))
+
+
+def mlp_resnet_step(batch: int) -> Program:
+    torch.manual_seed(0)
+
+    def block() -> nn.Module:
+        layers = [nn.Linear(100, 50), nn.BatchNorm1d(50), nn.ReLU(), nn.Dropout(0.1)]
+        return _Residual(nn.Sequential(*layers, nn.Linear(50, 100), nn.BatchNorm1d(100)))
+
+    first = [nn.Linear(784, 100), nn.ReLU()]
+    model = nn.Sequential(*first, *(block() for _ in range(3)), nn.Linear(100, 10))
+    y = torch.from_numpy(np.random.default_rng(1).integers(0, 10, batch))
+    return _step(model, torch.optim.Adam(model.parameters(), lr=0.001), _normal(batch, 784), y)
 
 
 class _Block(nn.Module):

@@ -1,8 +1,9 @@
 """One framework in a process of its own: reads requests as JSON lines, answers with times.
 
-Requests: ``{"do": "prepare", "program": name, "args": {...}}``, ``{"do": "run", "seconds": s}``
-(answers with the seconds per call of each repetition), ``{"do": "memory"}`` (peak resident bytes so
-far).
+A framework is ``needle``, ``torch`` or ``jax``, or one of the first two with `` compiled``.
+Requests: ``{"do": "prepare", "program": name, "args": {...}}`` (answers whether it has one),
+``{"do": "run", "seconds": s}`` (answers with the seconds per call of each repetition),
+``{"do": "memory"}`` (peak resident bytes so far).
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ def peak_memory() -> int:
 
 def main(framework: str, threads: int) -> None:
     """Answer requests until standard input ends."""
-    module = importlib.import_module(f"benchmarks.{framework}_programs")
+    library, _, mode = framework.partition(" ")
+    module = importlib.import_module(f"benchmarks.{library}_programs")
     module.set_threads(threads)
+    if mode:
+        module.compile_programs()
     program: Any = None
     calls = 1
     for line in sys.stdin:
@@ -55,7 +59,11 @@ def main(framework: str, threads: int) -> None:
         if request["do"] == "prepare":
             program = None
             gc.collect()
-            program = getattr(module, request["program"])(**request["args"])
+            make = getattr(module, request["program"], None)
+            if make is None:
+                print(json.dumps(False), flush=True)
+                continue
+            program = make(**request["args"])
             for _ in range(3):
                 program()
             start = time.perf_counter()

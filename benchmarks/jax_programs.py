@@ -1,0 +1,144 @@
+"""What is measured, written with JAX and compiled with `jit`. Names are those of `needle_programs`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Before JAX is imported: it takes its threads from the affinity mask and this flag.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax
+import jax.numpy as jnp
+
+Program = Callable[[], Any]
+
+
+def set_threads(count: int) -> None:
+    """JAX takes all cores of the affinity mask; the rows are measured with as many threads."""
+    del count
+
+
+def _normal(*shape: int, seed: int = 0) -> Any:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+def _call(function: Any, *args: Any) -> Program:
+    compiled = jax.jit(function)
+    return lambda: compiled(*args).block_until_ready()
+
+
+def add(n: int) -> Program:
+    return _call(lambda x, y: x + y, _normal(n), _normal(n, seed=1))
+
+
+def matmul(m: int, k: int, n: int) -> Program:
+    return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
+
+
+def exp(rows: int, columns: int) -> Program:
+    return _call(jnp.exp, _normal(rows, columns))
+
+
+def tanh(rows: int, columns: int) -> Program:
+    return _call(jnp.tanh, _normal(rows, columns))
+
+
+def gelu(rows: int, columns: int) -> Program:
+    return _call(lambda x: jax.nn.gelu(x, approximate=False), _normal(rows, columns))
+
+
+def chain(rows: int, columns: int) -> Program:
+    x, z = _normal(rows, columns), _normal(rows, columns, seed=1)
+    s, b = _normal(columns, seed=2), _normal(columns, seed=3)
+    return _call(lambda x, s, b, z: jax.nn.relu(x * s + b) * z + x, x, s, b, z)
+
+
+def total(rows: int, columns: int, axis: int | None) -> Program:
+    return _call(lambda x: x.sum(axis), _normal(rows, columns))
+
+
+def softmax(rows: int, columns: int) -> Program:
+    return _call(lambda x: jax.nn.softmax(x, -1), _normal(rows, columns))
+
+
+def layer_norm(rows: int, columns: int) -> Program:
+    def function(x: Any, w: Any, b: Any) -> Any:
+        mean = x.mean(-1, keepdims=True)
+        variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + 1e-5) * w + b
+
+    return _call(function, _normal(rows, columns), jnp.ones(columns), jnp.zeros(columns))
+
+
+def _loss(logits: Any, y: Any) -> Any:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
+
+
+def cross_entropy(rows: int, columns: int) -> Program:
+    y = jnp.asarray(np.random.default_rng(1).integers(0, columns, rows))
+    return _call(_loss, _normal(rows, columns), y)
+
+
+def _mlp() -> list[tuple[Any, Any]]:
+    extents = (784, 128, 64, 10)
+    return [(_normal(a, b, seed=a) * 0.05, jnp.zeros(b)) for a, b in itertools.pairwise(extents)]
+
+
+def _forward(parameters: Any, x: Any) -> Any:
+    for w, b in parameters[:-1]:
+        x = jax.nn.relu(x @ w + b)
+    w, b = parameters[-1]
+    return x @ w + b
+
+
+def mlp_forward(batch: int) -> Program:
+    parameters = _mlp()
+    return _call(_forward, parameters, _normal(batch, 784))
+
+
+def mlp_sgd_step(batch: int) -> Program:
+    x = _normal(batch, 784)
+    y = jnp.asarray(np.random.default_rng(1).integers(0, 10, batch))
+
+    def step(parameters: Any) -> Any:
+        slopes = jax.grad(lambda p: _loss(_forward(p, x), y))(parameters)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, parameters, slopes)
+
+    return _train(step, _mlp())
+
+
+def mlp_adam_step(batch: int) -> Program:
+    x = _normal(batch, 784)
+    y = jnp.asarray(np.random.default_rng(1).integers(0, 10, batch))
+
+    def step(state: Any) -> Any:
+        parameters, first, second, count = state
+        slopes = jax.grad(lambda p: _loss(_forward(p, x), y))(parameters)
+        count = count + 1
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, slopes)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, slopes)
+        a, b = 1 - 0.9**count, 1 - 0.999**count
+        parameters = jax.tree.map(
+            lambda p, m, v: p - 0.001 * (m / a) / (jnp.sqrt(v / b) + 1e-8),
+            parameters,
+            first,
+            second,
+        )
+        return parameters, first, second, count
+
+    zeros = jax.tree.map(jnp.zeros_like, _mlp())
+    return _train(step, (_mlp(), zeros, zeros, jnp.zeros(())))
+
+
+def _train(step: Any, state: Any) -> Program:
+    compiled = jax.jit(step)
+
+    def call() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(state))
+
+    return call
