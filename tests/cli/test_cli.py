@@ -35,7 +35,7 @@ def task(options):
     x = random.normal(size=(640, 4)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int64)
     return Task(
-        model=ndl.nn.Sequential(ndl.nn.Linear(4, 8), ndl.nn.Tanh(), ndl.nn.Linear(8, 2)),
+        model=ndl.nn.Sequential(ndl.nn.Linear(4, 8), ndl.nn.Dropout(0.2), ndl.nn.Linear(8, 2)),
         train_data=ndl.data.TensorDataset(x[:512], y[:512]),
         test_data=ndl.data.TensorDataset(x[512:], y[512:]),
         loss=ndl.nn.functional.cross_entropy,

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiled_models import LARGE, OPTIMIZERS, PROBLEMS, Problem, batches
 
 import needle as ndl
 from needle import nn, optim
 from needle.errors import AnomalyError, CompileError, TraceError
 from needle.train import Callback, Trainer
-from compiled_models import LARGE, OPTIMIZERS, PROBLEMS, Problem, batches
 
 STEPS = 100
 
@@ -71,6 +71,29 @@ def test_compiled_losses_are_the_eager_ones(problem, optimizer, dtype, tolerance
     _, compiled, _ = train(PROBLEMS[problem], optimizer, dtype, True, STEPS)
     np.testing.assert_allclose(compiled, eager, rtol=tolerance, atol=0)
     assert eager[-1] != eager[0]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_dropout_draws_the_eager_masks(problem, dtype, tolerance):
+    _, eager, _ = train(PROBLEMS[problem], "momentum", dtype, False, 30, dropout=0.25)
+    after = ndl.random.default_generator().state.tolist()
+    _, compiled, _ = train(PROBLEMS[problem], "momentum", dtype, True, 30, dropout=0.25)
+    assert ndl.random.default_generator().state.tolist() == after
+    np.testing.assert_allclose(compiled, eager, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(7,), (33, 100), (5, 3, 16, 16)])
+def test_dropout_masks_are_equal(shape):
+    layer = nn.Dropout(0.4)
+    compiled = ndl.compile(layer)
+    x = ndl.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    for seed in (0, 1):
+        ndl.manual_seed(seed)
+        expected = [layer(x).numpy() for _ in range(3)]
+        ndl.manual_seed(seed)
+        for y in expected:
+            np.testing.assert_array_equal(compiled(x).numpy(), y)
 
 
 @pytest.fixture

@@ -62,9 +62,10 @@ def rhyme(tmp_path_factory):
 @pytest.mark.parametrize("model", ["lstm", "gpt"])
 def test_language_models_learn_a_text(tmp_path, rhyme, model, monkeypatch):
     monkeypatch.setattr("needle.train.tasks.text.SAMPLE_CHARACTERS", 70)
+    monkeypatch.setattr("needle.train.tasks.text.WINDOW", 16)  # compiled in less time
     changes = {"epochs": 4, "batch_size": 8}
     options = TaskOptions(data=rhyme, model=model)
-    run = Run("text", tmp_path / "run", options, changes, compile=False)
+    run = Run("text", tmp_path / "run", options, changes)
     run.train()
     final = run.finish()
     vocabulary = len(set(rhyme.read_text()))
@@ -79,11 +80,12 @@ def test_language_models_learn_a_text(tmp_path, rhyme, model, monkeypatch):
     assert task.sample() == (prompt, written)  # the seed decides
 
 
-def test_a_text_that_has_changed_is_noticed(tmp_path, rhyme):
+def test_a_text_that_has_changed_is_noticed(tmp_path, rhyme, monkeypatch):
+    monkeypatch.setattr("needle.train.tasks.text.WINDOW", 8)
     text = tmp_path / "rhyme.txt"
     text.write_text(rhyme.read_text())
     changes = {"epochs": 1, "batch_size": 32}
-    run = Run("text", tmp_path / "run", TaskOptions(data=text), changes, compile=False)
+    run = Run("text", tmp_path / "run", TaskOptions(data=text), changes)
     run.train()
     text.write_text(rhyme.read_text().replace("wood", "xylo"))
     with pytest.raises(CheckpointError, match="was trained with another vocabulary"):
@@ -117,7 +119,7 @@ def _text(path):
 )
 def test_other_models_train(tmp_path, name, model, request):
     data = None if name == "digits" else request.getfixturevalue("shared_data")
-    run = Run(name, tmp_path, TaskOptions(data=data, model=model), {"epochs": 2}, compile=False)
+    run = Run(name, tmp_path, TaskOptions(data=data, model=model), {"epochs": 2})
     small = Subset(run.task.train_data, range(256))
     run.task.train_data, run.task.test_data = small, Subset(run.task.test_data, range(64))
     loader = type(run.trainer.train_loader)(small, batch_size=32, shuffle=True)
@@ -184,6 +186,17 @@ def test_the_cosine_schedule_rises_and_falls(steps):
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0, abs=1e-12)
+
+
+def test_batches_come_in_few_sizes(tmp_path, rhyme):
+    """Each size is compiled for."""
+    options = {"epochs": 1, "batch_size": 5}
+    trainer = Run("text", tmp_path / "text", TaskOptions(data=rhyme), options).trainer
+    assert len(trainer.train_loader) == len(trainer.train_loader.dataset) // 5
+    trainer = Run("digits", tmp_path / "digits").trainer
+    assert [len(y) for _, y in trainer.test_loader] == [180, 180]
+    few = Run("text", tmp_path / "few", TaskOptions(data=rhyme), {"batch_size": 10_000}).trainer
+    assert len(few.train_loader) == 1
 
 
 def test_a_constant_schedule_is_none():

@@ -291,7 +291,10 @@ def _make_trainer(
     task: Task, config: RunConfig, folder: Path, callbacks: Sequence[Callback]
 ) -> Trainer:
     recipe = config.recipe
-    train_loader = _loader(task.train_data, recipe.batch_size, shuffle=True)
+    drop_last = recipe.drop_last and len(task.train_data) >= recipe.batch_size
+    train_loader: DataLoader[Any] = DataLoader(
+        task.train_data, recipe.batch_size, shuffle=True, drop_last=drop_last
+    )
     optimizer = make_optimizer(recipe, task.model)
     return Trainer(
         task.model,
@@ -311,14 +314,11 @@ def _make_trainer(
     )
 
 
-def _loader(data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-    return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
-
-
 def _test_loader(data: Dataset[Any]) -> DataLoader[Any]:
-    """Return batches of nearly one size: most often there is no smaller last one to compile for."""
-    batches = -(-len(data) // TEST_BATCH)
-    return _loader(data, -(-len(data) // max(batches, 1)) or TEST_BATCH)
+    """Return batches of one size where that can be: a smaller last one is compiled for, too."""
+    sizes = range(TEST_BATCH, TEST_BATCH // 2, -1)
+    whole = (size for size in sizes if len(data) % size == 0)
+    return DataLoader(data, batch_size=next(whole, TEST_BATCH))
 
 
 def check_signature(path: Path, state: Mapping[str, Any], task: Task) -> None:

@@ -48,6 +48,8 @@ class Recipe:
             along a half cosine; `"constant"` does not change.
         warmup: Share of the steps.
         clip_norm: The largest 2-norm of the gradients; None does not clip.
+        drop_last: Whether an epoch ends before its last batch, if that is smaller than the others:
+            it would take a compilation of its own. What is left out is other data in each epoch.
     """
 
     epochs: int = 10
@@ -58,6 +60,7 @@ class Recipe:
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = 0.05
     clip_norm: float | None = None
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
