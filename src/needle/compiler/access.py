@@ -95,11 +95,18 @@ class IndexBuilder:
         """Return a constant of the result's dtype."""
 
     def loaded(
-        self, source: Source, index: Place, extent: int, what: str, *, signed: bool = True
+        self,
+        source: Source,
+        index: Place,
+        extent: int,
+        what: str,
+        *,
+        signed: bool = True,
+        name: str = "index",
     ) -> Index:
         """Return an integer element as an index into an axis; negative ones count from the end."""
         source(index)
-        return ix.loaded(source.value, index, extent, what, signed)
+        return ix.loaded(source.value, index, extent, what, signed, name)
 
 
 class _Visitor(IndexBuilder):

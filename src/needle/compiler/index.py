@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -92,6 +92,7 @@ class Loaded:
         index: which element.
         extent: the integer is in ``range(extent)``, after the wrap of negative ones.
         what: what the error calls the range.
+        name: of the op, for the error.
         signed: whether negative integers count from the end.
     """
 
@@ -100,6 +101,7 @@ class Loaded:
     extent: int
     what: str = ""
     signed: bool = True
+    name: str = "index"
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -235,7 +237,7 @@ class Index:
                 replaced = atom.value.substitute(mapping) % atom.divisor
             else:
                 inner = tuple(i.substitute(mapping) for i in atom.index)
-                replaced = _single(Loaded(atom.value, inner, atom.extent, atom.what, atom.signed))
+                replaced = _single(replace(atom, index=inner))
             result = result + replaced * c
         return result
 
@@ -264,10 +266,15 @@ def of(var: Var) -> Index:
 
 
 def loaded(
-    value: Any, index: tuple[Index, ...], extent: int, what: str = "", signed: bool = True
+    value: Any,
+    index: tuple[Index, ...],
+    extent: int,
+    what: str = "",
+    signed: bool = True,
+    name: str = "index",
 ) -> Index:
     """Return an integer read from a tensor as an index; see `Loaded`."""
-    return _single(Loaded(value, index, extent, what, signed))
+    return _single(Loaded(value, index, extent, what, signed, name))
 
 
 def _common(index: Index, divisor: int) -> int:

@@ -122,7 +122,9 @@ def _take_along_samples() -> Iterable[Sample]:
 
 
 def _lower_take_along(b: Any, index: Any, x: Any, indices: Any, *, axis: int) -> Any:
-    chosen = b.loaded(indices, index, x.shape[axis], f"axis {axis} of extent {x.shape[axis]}")
+    extent = x.shape[axis]
+    what = f"axis {axis} of extent {extent}"
+    chosen = b.loaded(indices, index, extent, what, name="take_along_axis")
     return x((*index[:axis], chosen, *index[axis + 1 :]))
 
 
@@ -215,7 +217,8 @@ def _infer_untake_along(g: Spec, indices: Spec, *, extent: int, axis: int) -> Sp
 
 
 def _place_along(b: Any, index: Any, g: Any, indices: Any, *, extent: int, axis: int) -> Any:
-    chosen = b.loaded(indices, index, extent, f"axis {axis} of extent {extent}")
+    what = f"axis {axis} of extent {extent}"
+    chosen = b.loaded(indices, index, extent, what, name="take_along_axis")
     return (*index[:axis], chosen, *index[axis + 1 :])
 
 

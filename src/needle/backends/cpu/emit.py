@@ -83,7 +83,7 @@ class Fault:
 
     Attributes:
         op: name of the op that refuses it; empty for an index.
-        attrs: the op's attributes, or of an index: extent, whether it is signed, what range it is.
+        attrs: the op's attributes, or of an index those of `Loaded`.
         shape: of the tensor that holds the value.
         location: the user's line.
     """
@@ -239,7 +239,8 @@ class Emitter:
                 x = f.select(negative, f.add(x, extent), x)
             bad = f.compare("uge", x, extent)
             location = "" if atom.value.node is None else atom.value.node.location
-            range_ = {"extent": atom.extent, "signed": atom.signed, "what": atom.what}
+            names = ("extent", "signed", "what", "name")
+            range_ = {name: getattr(atom, name) for name in names}
             fault = Fault("", range_, atom.value.shape, location)
             x = f.select(bad, f.like(0, x), x)
         self._report(Cell(bad, cell.level), raw, Access(atom.value, atom.index), fault)
@@ -529,9 +530,16 @@ class ElementBuilder(IndexBuilder):
         return Cell(self._emitter.f.constant(value, self._dtype), 0)
 
     def loaded(
-        self, source: Source, index: Place, extent: int, what: str, *, signed: bool = True
+        self,
+        source: Source,
+        index: Place,
+        extent: int,
+        what: str,
+        *,
+        signed: bool = True,
+        name: str = "index",
     ) -> ix.Index:
-        return ix.loaded(source.value, index, extent, what, signed)
+        return ix.loaded(source.value, index, extent, what, signed, name)
 
     def number_of(self, index: ix.Index) -> Cell:
         """Return an index as an element of dtype int64."""

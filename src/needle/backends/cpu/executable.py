@@ -159,11 +159,11 @@ def exception_of(fault: Fault, place: int, value: int) -> Exception:
         assert isinstance(record, Op)
         assert record.fault is not None
         return record.fault(value, at, **fault.attrs)
-    extent, signed, what = (fault.attrs[name] for name in ("extent", "signed", "what"))
+    extent, signed, what, name = (fault.attrs[key] for key in ("extent", "signed", "what", "name"))
     low = -extent if signed else 0
     valid = f"valid are {low} to {extent - 1}" if extent else "it has no elements"
     where = f" (at position {list(at)} of the indices)" if at else ""
-    return OutOfRangeError(f"index: index {value}{where} is out of range for {what}; {valid}")
+    return OutOfRangeError(f"{name}: index {value}{where} is out of range for {what}; {valid}")
 
 
 @dataclass(frozen=True)

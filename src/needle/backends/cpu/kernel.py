@@ -19,8 +19,8 @@ from needle.graph.ir import Value
 
 #: Words of the status: the number of the fault, the place and the value of what is bad; the rows of
 #: this call, and into how many tasks they are split.
-STATUS_WORDS = 5
-ROWS_WORD, TASKS_WORD = 3, 4
+STATUS_WORDS = 6
+ROWS_WORD, TASKS_WORD, LOCK_WORD = 3, 4, 5
 
 
 class Location(NamedTuple):
@@ -185,9 +185,11 @@ class KernelFunction:
         self._faults.append(fault)
         number = f.constant(len(self._faults), dtypes.int64)
         if bad.lanes:
-            place = f.fold(f.select(bad, place, f.like(2**63 - 1, place)), f.minimum)
-            x = f.fold(f.select(bad, x, f.like(-(2**63), x)), f.maximum)
-            bad = f.fold(bad, lambda x, y: f.binary("or", x, y))
+            lanes, places = bad.lanes, f.select(bad, place, f.like(2**63 - 1, place))
+            place = f.fold(places, f.minimum)
+            is_first = f.compare("eq", places, f.splat(place, lanes))
+            x = f.fold(f.select(is_first, f.splat(x, lanes), f.like(-(2**63), places)), f.maximum)
+            bad = f.any(bad)
         old = f.load(self._status, 0, dtypes.int64)
         first = f.binary("and", bad, f.compare("eq", old, f.like(0, old)))
         for word, new in enumerate((number, place, x)):
@@ -196,22 +198,40 @@ class KernelFunction:
 
     def end(self) -> str:
         """Report a fault, if there was one, and end the function."""
+        self.report()
+        return self.f.end()
+
+    def report(self) -> None:
+        """Tell the program of this task's fault, unless an earlier kernel or place has one."""
         f = self.f
-        if self._status is not None:
-            own = self._status
-            seen = f.load(own, 0, dtypes.int64)
-            status = self.slot(self.status_slot)
+        if self._status is None:
+            return
+        own, status = self._status, self.slot(self.status_slot)
+        words = [f.load(own, word, dtypes.int64) for word in range(3)]
+        number, place, _ = words
+        lock = f.pointer(status, LOCK_WORD, dtypes.int64)
 
-            def report() -> None:
-                # The first of all tasks to get here is heard.
-                result = f.value(f"cmpxchg ptr {status}, i64 0, i64 {seen.text} seq_cst seq_cst")
-                won = Operand(f.value(f"extractvalue {{i64, i1}} {result}, 1"), dtypes.bool)
+        def acquire(_: list[Operand]) -> tuple[Operand, list[Operand]]:
+            result = f.value(f"cmpxchg ptr {lock}, i64 0, i64 1 acquire monotonic")
+            won = Operand(f.value(f"extractvalue {{i64, i1}} {result}, 1"), dtypes.bool)
+            return f.logical_not(won), []
 
-                def tell() -> None:
-                    for word in (1, 2):
-                        f.store(f.load(own, word, dtypes.int64), status, word)
+        def tell() -> None:
+            f.repeat([], acquire)
+            before = [f.load(status, word, dtypes.int64) for word in range(2)]
+            same = f.compare("eq", before[0], number)
+            counts = f.binary("and", same, f.compare("slt", place, before[1]))
+            for condition in (
+                f.compare("eq", before[0], f.like(0, number)),
+                f.compare("ult", number, before[0]),
+            ):
+                counts = f.binary("or", counts, condition)
+            f.branch(counts, lambda: _store_words(f, words, status))
+            f.emit(f"store atomic i64 0, ptr {lock} release, align 8")
 
-                f.branch(won, tell)
+        f.branch(f.compare("ne", number, f.like(0, number)), tell)
 
-            f.branch(f.compare("ne", seen, f.like(0, seen)), report)
-        return f.end()
+
+def _store_words(f: MathFunction, words: Sequence[Operand], pointer: str) -> None:
+    for i, word in enumerate(words):
+        f.store(word, pointer, i)

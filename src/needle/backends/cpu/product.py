@@ -111,8 +111,11 @@ def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
                 write(e, part.pointer_of(piece.value), piece, operand)
             e.vector, e.lanes, e.mask = None, 0, None
 
+    def end(f: Function, state: tuple[KernelFunction, Segment]) -> None:
+        state[0].report()
+
     instructions = 2 + 6 * len(rest)
-    return Epilogue(store, ("kernel", kernel.f.name), begin, instructions)
+    return Epilogue(store, ("kernel", kernel.f.name), begin, instructions, end)
 
 
 def place_axes(

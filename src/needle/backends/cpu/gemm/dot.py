@@ -71,6 +71,8 @@ class DotKernel:
                 self.epilogue.store(f, total, place, state)
             else:
                 f.store(total, "%c", f.mul_index(i, sizes["c_row"]))
+        if self.epilogue and self.epilogue.end:
+            self.epilogue.end(f, state)
         return f.end()
 
     def _sums(self, f: MathFunction, k: Index, rows: Sequence[Index]) -> list[Operand]:

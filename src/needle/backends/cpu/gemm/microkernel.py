@@ -254,6 +254,11 @@ class _Emitter:
                     self.f.store(sums[i * self.vectors + j], start, self.columns[j], self.masks[j])
             return
         state = epilogue.begin(self.f) if epilogue.begin else None
+        self._finish_rows(epilogue, state, sums)
+        if epilogue.end:
+            epilogue.end(self.f, state)
+
+    def _finish_rows(self, epilogue: Epilogue, state: object, sums: Sequence[Operand]) -> None:
         # What a loop costs is hidden by a long sum, and inlining costs time to compile.
         is_short = not isinstance(self.kernel.k, int) or self.kernel.k < INLINE_K
         is_small = is_short and epilogue.instructions <= INLINE_INSTRUCTIONS

@@ -47,12 +47,14 @@ class Epilogue:
         key: equal keys promise equal code, so that kernels can share functions.
         instructions: about how many instructions `store` emits. Longer ones are run in a loop over
             the tile instead of being repeated for each of its vectors.
+        end: ``end(f, state)`` emits what is done after the last vector of a tile.
     """
 
     store: Callable[[Function, Operand, Place, Any], None]
     key: Hashable
     begin: Callable[[Function], Any] | None = None
     instructions: int = 8
+    end: Callable[[Function, Any], None] | None = None
 
 
 #: Computes elements of an operand: ``(f, batch, row, column, lanes, mask)`` to the elements
