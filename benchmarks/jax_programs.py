@@ -1,4 +1,4 @@
-"""What is measured, written with JAX and compiled with `jit`. Names are those of `needle_programs`."""
+"""What is measured, written with JAX and compiled with `jit`, by the names of `needle_programs`."""
 
 from __future__ import annotations
 

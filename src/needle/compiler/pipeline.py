@@ -16,6 +16,7 @@ from needle.compiler.passes.decompose import decompose
 from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
+from needle.compiler.passes.split_folds import split_folds
 from needle.compiler.passes.sink import sink
 from needle.compiler.passes.widen import widen
 from needle.graph.ir import Graph, everywhere
@@ -44,6 +45,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("canonicalise again", canonicalise, "of two ways to say the same, keep one"),
     Pass("simplify again", simplify, "apply the rewrite rules"),
     Pass("share again", share, "compute equal expressions once"),
+    Pass("split folds", split_folds, "cut long reductions into parts that threads share"),
 )
 
 #: Is called after each pass with the pass and the graph that it made.
