@@ -16,8 +16,8 @@ from needle.compiler.passes.decompose import decompose
 from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
-from needle.compiler.passes.split_folds import split_folds
 from needle.compiler.passes.sink import sink
+from needle.compiler.passes.split_folds import split_folds
 from needle.compiler.passes.widen import widen
 from needle.graph.ir import Graph, everywhere
 from needle.graph.verify import verify
