@@ -156,6 +156,21 @@ def test_bfloat_is_moved_without_a_library(target: Target) -> None:
     agree(function, x, target=target)
 
 
+@pytest.mark.parametrize("dtype", [dtypes.bfloat16, np.float16, np.int8, np.int16], ids=str)
+def test_single_narrow_element_at_the_end_of_a_row(dtype: Any) -> None:
+    """LLVM stored a single lane that had just been narrowed with its width before that."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(-3, 4, (4, 17)).astype(np.float32)
+    b = rng.integers(-3, 4, (17, 65)).astype(np.float32)
+    kind = dtype if dtypes.is_float(dtype) else np.int32
+    for more in (1, 9, 17, 33):
+
+        def function(a: Any, b: Any) -> list[Any]:
+            return [(a @ b).astype(dtype), a[:, :more].astype(dtype)]  # noqa: B023 - called now
+
+        agree(function, a.astype(kind), b.astype(kind)[:, : more + 32])
+
+
 @settings(common, max_examples=200, derandomize=True, database=None)
 @given(st.data())
 def test_random_programs(data: Any) -> None:

@@ -390,6 +390,9 @@ class Function:
         align = x.dtype.itemsize
         if x.dtype == dtypes.bool:
             x = self.convert(x, dtypes.uint8)
+        if mask is not None and mask.text.startswith("<") and mask.text.count("i1 1") == 1:
+            # LLVM makes a scalar store of it, too, but one that is too wide if x was just narrowed.
+            x, mask = self.extract(x, mask.text[1:-1].split(", ").index("i1 1")), None
         if mask is None:
             self.emit(f"store {x.typed}, ptr {address}, align {align}")
         else:
