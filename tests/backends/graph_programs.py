@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,56 @@ def write(draw: Any, x: Any, others: Any) -> Any:
     return y
 
 
-MORE_STEPS = (elementwise, elementwise, product, statistics, along, norm, pick_rows, write)
+#: Functions that keep shape and dtype, of a tensor and another one from outside.
+BODIES: tuple[Callable[[Any, Any], Any], ...] = (
+    lambda a, b: a * 0.5 + b,
+    lambda a, b: ndl.tanh(a),
+    lambda a, b: ndl.where(a > b, a, -b),
+    lambda a, b: a - ndl.mean(a, axis=-1, keepdims=True) if a.ndim else a,
+    lambda a, b: ndl.flip(a, axis=0) * b if a.ndim else a,
+)
+
+
+def control(draw: Any, x: Any, others: Any) -> Any:
+    """A branch or a loop, which uses a tensor from outside."""
+    x = as_float(x)
+    if 0 in x.shape:
+        return x
+    outside = draw(
+        st.sampled_from([x] + [o for o in others if (o.shape, o.dtype) == (x.shape, x.dtype)])
+    )
+    first, second = draw(st.sampled_from(BODIES)), draw(st.sampled_from(BODIES))
+    kind = draw(st.sampled_from(("cond", "switch", "fori", "while", "scan")))
+    number = draw(st.integers(0, 4))
+    if kind == "cond":
+        is_true = (x > number - 2).any()
+        return ndl.cond(is_true, lambda a: first(a, outside), lambda a: second(a, outside), x)
+    if kind == "switch":
+        index = (x > number - 2).sum() % 3
+        branches = [lambda a: first(a, outside), lambda a: second(a, outside), lambda a: a]
+        return ndl.switch(index, branches, x)
+    if kind == "fori":
+        return ndl.fori_loop(0, number, lambda i, a: first(a, outside), x)
+    if kind == "while":
+        count, last = ndl.while_loop(
+            lambda carry: carry[0] < number,
+            lambda carry: (carry[0] + 1, first(carry[1], outside)),
+            (ndl.asarray(0), x),
+            max_steps=4,
+        )
+        return last + count.astype(x.dtype)
+    if not x.ndim or x.shape[0] > 40:
+        return x
+    row = outside[0]
+
+    def body(carry: Any, part: Any) -> tuple[Any, Any]:
+        return first(carry, part), second(carry, part) + row
+
+    last, rows = ndl.scan(body, row, x, reverse=draw(st.booleans()))
+    return rows + last
+
+
+MORE_STEPS = (control, elementwise, elementwise, product, statistics, along, norm, pick_rows, write)
 
 
 class CaseStep:
