@@ -9,6 +9,7 @@ a rounded number, the order of two that are nearly equal) may be anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,9 +66,11 @@ def interpret_shaken(graph: Graph, arrays: Sequence[Array], seed: int) -> list[A
                 inputs = [shake(a, rng) for a in inputs]
                 results = run_node(node, inputs)
                 refuse_overflow(inputs, results)
+                # Errors of many equal terms do not cancel.
+                terms = max((a.size for a in inputs), default=1)
+                results = [shake(a, rng, max(1.0, math.sqrt(terms) / 8)) for a in results]
             else:
-                results = run_node(node, inputs)
-            results = [shake(a, rng) for a in results]
+                results = [shake(a, rng) for a in run_node(node, inputs)]
         held.update(zip(node.results, results, strict=True))
     return [held[v] if v.constant is None else v.constant for v in graph.outputs]
 
@@ -91,8 +94,9 @@ def is_exact(node: Node) -> bool:
     return node.op.name in EXACT or node.op.kind in _EXACT_KINDS
 
 
-def shake(array: Array, rng: np.random.Generator) -> Array:
-    """Return floats changed by a few units in the last place; zeros stay, but for their sign."""
+def shake(array: Array, rng: np.random.Generator, times: float = 1.0) -> Array:
+    """Return floats changed by a few units in the last place, ``times`` as many; zeros stay, but
+    for their sign."""
     if not dtypes.is_float(array.dtype):
         return array
     info = ml_dtypes.finfo(array.dtype)
@@ -101,7 +105,7 @@ def shake(array: Array, rng: np.random.Generator) -> Array:
     with np.errstate(all="ignore"):
         wide = array.astype(np.float64)
         step = np.maximum(np.abs(wide) * float(info.eps), float(info.smallest_subnormal))
-        shaken = wide + np.where(np.isfinite(wide), signs * ULPS * step, 0.0)
+        shaken = wide + np.where(np.isfinite(wide), signs * ULPS * times * step, 0.0)
         result = np.where(wide == 0, np.copysign(0.0, signs), shaken)
         return np.asarray(result).astype(array.dtype)
 

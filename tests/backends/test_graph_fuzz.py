@@ -25,6 +25,7 @@ from needle.backends.cpu.target import Target
 from needle.errors import ArgumentError, CompileError, NeedleError
 from needle.graph import interpret, trace
 from needle.graph.ir import Graph
+from needle.ops.record import REGISTRY
 
 Array = np.ndarray[Any, Any]
 
@@ -169,6 +170,13 @@ def test_single_narrow_element_at_the_end_of_a_row(dtype: Any) -> None:
             return [(a @ b).astype(dtype), a[:, :more].astype(dtype)]  # noqa: B023 - called now
 
         agree(function, a.astype(kind), b.astype(kind)[:, : more + 32])
+
+
+def test_gradient_of_an_empty_normalised_row() -> None:
+    x = ndl.Tensor(np.zeros((2, 0), np.float32), requires_grad=True)
+    y = REGISTRY["layer_norm"].function(x, (0,))
+    (gradient,) = ndl.grad(ndl.sum(y), [x])
+    assert gradient.shape == (2, 0)
 
 
 @settings(common, max_examples=200, derandomize=True, database=None)

@@ -67,7 +67,8 @@ def _standardize_vjp(
     """With ``r = 1/√(var + ε)``: ``r·g + y·b + c``, b and c made of one value for each mean."""
     g_y, g_mean, g_variance = widen(g[0]), g[1], g[2]
     y, variance = widen(out[0]), out[2] + eps
-    count = math.prod(x_shape[a] for a in axes)
+    # Of no elements there is nothing to give back; 1 keeps Python from dividing by 0.
+    count = max(1, math.prod(x_shape[a] for a in axes))
     r = rsqrt(variance)
     along_y = sum(g_y * y, axes, keepdims=True) / count
     along_one = sum(g_y, axes, keepdims=True) / count
