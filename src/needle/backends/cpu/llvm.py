@@ -393,6 +393,9 @@ class Function:
         if mask is not None and mask.text.startswith("<") and mask.text.count("i1 1") == 1:
             # LLVM makes a scalar store of it, too, but one that is too wide if x was just narrowed.
             x, mask = self.extract(x, mask.text[1:-1].split(", ").index("i1 1")), None
+        if mask is not None and mask.text == self.tail_mask(1, x.lanes).text:
+            # LLVM stores too much, for a constant mask of one lane, if the lanes were truncated.
+            x, mask = self.extract(x, 0), None
         if mask is None:
             self.emit(f"store {x.typed}, ptr {address}, align {align}")
         else:
