@@ -173,6 +173,10 @@ class _Loop:
         constants += self._moved_out({b: a for a, b in constants}, new)
         outputs = [self.body.outputs[j] for j in live]
         outputs += [self.body.outputs[v.index - self.stacked + self.count] for v in stacks]
+        for stack, inside in self.scanned:
+            number = number_of(stack)
+            if number is not None:
+                new[inside] = constant(number, inside.dtype, inside.shape)
         body = _rewired(self.body, (), new, outputs)
         scanned, constants = _read_in(body, self.scanned), _read_in(body, constants)
         body.inputs = [self.body.inputs[j] for j in live]
