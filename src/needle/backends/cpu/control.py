@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from needle import dtypes
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import Index, Operand
 from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group
 from needle.compiler.memory import ALIGNMENT
 from needle.graph.ir import Graph, Value
 from needle.ops.control import LOOP, split_loop
+from needle.ops.samples import Array
 
 if TYPE_CHECKING:
     from needle.backends.cpu.program import Program
@@ -66,7 +68,6 @@ class Inner:
         self.table = room.take(self.layout.slots * _POINTER)
         self.arena = room.take(self.layout.memory.nbytes)
         assert not self.layout.copies
-        assert not self.layout.constants
         #: The slot of each output.
         self.outputs = [slot for slot in self.layout.outputs if slot is not None]
 
@@ -75,6 +76,9 @@ class Inner:
         call = InnerCall(kernel.f, self, _at(kernel.f, workspace, self.table))
         call.set(self.layout.arena_slot, _at(kernel.f, workspace, self.arena))
         call.set(self.layout.status_slot, status)
+        # Numbers that kernels read through pointers; larger constants are inputs.
+        for i, constant in enumerate(self.layout.constants, self.layout.first_constant):
+            call.set(i, f"@{_global(kernel.f.module, constant)}")
         return call
 
 
@@ -380,6 +384,17 @@ def plan_control(group: Group, surroundings: Surroundings) -> ControlPlan:
 
 def _at(f: Function, base: str, offset: int) -> str:
     return f.pointer(base, offset, dtypes.uint8)
+
+
+def _global(module: Module, constant: Array) -> str:
+    """Add a constant to the module, and return its name."""
+    name = module.unique("number")
+    data = constant.tobytes()
+    listed = ", ".join(f"i8 {byte}" for byte in data)
+    module.add_global(
+        f"@{name} = private constant [{len(data)} x i8] [{listed}], align {ALIGNMENT}"
+    )
+    return name
 
 
 def _row_bytes(stack: Value) -> int:
