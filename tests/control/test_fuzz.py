@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import needle as ndl
 
-EXAMPLES = int(os.environ["N"]) if "N" in os.environ else 500 if os.environ.get("NEEDLE_NIGHTLY") else 25
+EXAMPLES = 500 if os.environ.get("NEEDLE_NIGHTLY") else 25
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -10,7 +10,7 @@ the element that is computed there. A value that is read in its own group only n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from needle.compiler import index as ix
@@ -327,6 +327,8 @@ class Fusion:
         if {mapping[v] for v in other.inner} != set(group.inner):
             return
         moved = [p.substitute({a: ix.of(b) for a, b in mapping.items()}) for p in other.pieces]
+        if not _read_in_place([*moved, *group.pieces]):
+            return
         # An anchor comes first: what it reads must be there before its kernel begins.
         first = group.pieces[:1] if group.anchor is not None else []
         if any(v in set(other.defines()) for p in first for v, _ in p.reads):
@@ -404,6 +406,18 @@ def _unify(own: Place, read: Place, mapping: dict[Var, Var]) -> bool:
         if mapping.setdefault(x, y) is not y:
             return False
     return True
+
+
+def _read_in_place(pieces: Sequence[Piece]) -> bool:
+    """Whether of each other's values, pieces read the elements that are computed in their turn."""
+    places = {p.value: p.at for p in pieces}
+    return all(
+        n == 1 or a == b
+        for p in pieces
+        for v, at in p.reads
+        if v in places
+        for n, a, b in zip(v.shape, at, places[v], strict=False)
+    )
 
 
 def match(piece: Piece, group: Group) -> dict[Var, Var] | None:
