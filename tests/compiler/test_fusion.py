@@ -10,7 +10,7 @@ from needle.graph import trace
 
 
 def test_merged_groups_read_their_values_in_place():
-    """A third value reads two groups at the same place, but one of these reads the other flipped."""
+    """A third value reads both in place, but one of the two reads the other flipped."""
 
     def program(x, y):
         a = ndl.sin(x) * y + 1.0

@@ -8,12 +8,23 @@ name the first part as where they are reached from mean the last.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from needle.backends.cpu.operands import Segment
 
 _LABEL = re.compile(r"^([\w.]+):$")
 _TARGET = re.compile(r"label %([\w.]+)")
 _PHI = re.compile(r"^  %[\w.]+ = phi ")
 _FROM = re.compile(r", %([\w.]+)\](?=,|$)")
+
+
+def lines_of(segment: Segment) -> Iterator[str]:
+    """Yield the lines of a segment and of those in it, in order."""
+    for line in segment:
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from lines_of(line)
 
 
 def settle_phis(lines: Sequence[str]) -> list[str]:

@@ -12,10 +12,10 @@ generator then serves extents known when compiling and extents passed as argumen
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from needle import dtypes
-from needle.backends.cpu.blocks import settle_phis
+from needle.backends.cpu.blocks import lines_of, settle_phis
 from needle.backends.cpu.conversion import convert
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import (
@@ -127,7 +127,8 @@ class Function:
     def end(self) -> str:
         """Return from the function, add it to the module, and return its name."""
         self.emit("ret void")
-        lines = settle_phis([*_flat(self._body)]) if self._is_split else _flat(self._body)
+        lines = list(lines_of(self._body))
+        lines = settle_phis(lines) if self._is_split else lines
         self.module.add_function("\n".join([self._header, *lines, "}"]))
         return self.name
 
@@ -582,14 +583,6 @@ class Function:
     def argument(self, name: str, dtype: DType = dtypes.int64) -> Operand:
         """Return a scalar argument of the function as an operand."""
         return Operand(f"%{name}", dtype)
-
-
-def _flat(segment: Segment) -> Iterator[str]:
-    for line in segment:
-        if isinstance(line, str):
-            yield line
-        else:
-            yield from _flat(line)
 
 
 __all__ = [

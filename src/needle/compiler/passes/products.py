@@ -1,4 +1,4 @@
-"""Sums of products over the turns of a loop: one product after the loop instead of one in each turn.
+"""Sums of products over the turns of a loop: one product after it instead of one in each turn.
 
     for t: w += x[t].T @ g[t]        becomes        w += concat(x).T @ concat(g)
 
