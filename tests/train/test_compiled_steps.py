@@ -10,6 +10,8 @@ from compiled_models import LARGE, OPTIMIZERS, PROBLEMS, Problem, batches
 
 import needle as ndl
 from needle import nn, optim
+from needle.backends.cpu.program import Program
+from needle.compiler import pipeline
 from needle.errors import AnomalyError, CompileError, TraceError
 from needle.train import Callback, Trainer
 
@@ -121,7 +123,12 @@ def test_threads_change_no_bit(problem, threads, monkeypatch):
 
 
 def programs_of(trainer: Trainer) -> list[Any]:
-    return [s.executable.program for s in trainer.training_step._compiled.specializations]
+    """Return the programs of the training step, made again: executables keep their code only."""
+    found = []
+    for s in trainer.training_step._compiled.specializations:
+        source = s.executable.source
+        found.append(Program(pipeline.run(source.graph), source.threads, source.target))
+    return found
 
 
 @pytest.mark.parametrize("problem", LARGE)
