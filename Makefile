@@ -61,7 +61,7 @@ stubs: $(VENV)/package  ## write the types of Tensor's methods from the op recor
 docs: $(VENV)/package  ## write docs/reference/ from the op records
 	$(BIN)/python -m needle.testing.reference docs/reference
 
-bench: $(VENV)/peers  ## measure needle beside PyTorch; writes the README's table
+bench: $(VENV)/peers  ## measure needle beside PyTorch and JAX; writes the README's table
 	$(BIN)/python -m benchmarks --write
 
 clean:  ## remove all that was made here
