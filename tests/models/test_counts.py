@@ -30,6 +30,11 @@ COUNTS = [
     ("resnet110", 1_727_962),
     ("AlexNet", 61_100_840),
     ("LeNet", 61_706),
+    ("vit_tiny", 5_717_416),
+    ("vit_small", 22_050_664),
+    ("vit_base", 86_567_656),
+    ("MobileNetV2", 3_504_872),
+    ("UNet", 31_030_658),
 ]
 CIFAR = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
 
@@ -90,6 +95,35 @@ def test_other_shapes():
     assert gpt(tokens).shape == (2, 1024, 50257)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny", "vit_small", "vit_base", "MobileNetV2"])
+def test_shapes_of_networks_for_224(name):
+    model = on_meta(getattr(models, name), 7)
+    assert model(ndl.zeros((2, 3, 224, 224), device="meta")).shape == (2, 7)
+
+
+def test_shapes_of_unet_are_the_papers():
+    assert on_meta(models.UNet)(ndl.zeros((1, 1, 572, 572), device="meta")).shape == (
+        1,
+        2,
+        388,
+        388,
+    )
+    padded = on_meta(models.UNet, 3, 5, width=8, depth=3, padded=True, norm=nn.BatchNorm2d)
+    assert padded(ndl.zeros((2, 3, 24, 40), device="meta")).shape == (2, 5, 24, 40)
+
+
+def test_count_of_narrow_mobilenet():
+    # As the public checkpoints of these widths.
+    assert round(count(on_meta(models.MobileNetV2, width=1.4)) / 1e6, 1) == 6.1
+    assert round(count(on_meta(models.MobileNetV2, width=0.35)) / 1e6, 1) == 1.7
+
+
+def test_mobilenet_takes_the_papers_arithmetic():
+    # 300 · 10⁶ multiply-adds for an image of 224 × 224 (table 4).
+    flops = on_meta(models.MobileNetV2).summary((1, 3, 224, 224)).flops
+    assert round(flops / 2e8) == 3
+
+
 def test_errors():
     with pytest.raises(ArgumentError, match=r"6n \+ 2"):
         models.CifarResNet(21)
@@ -108,3 +142,13 @@ def test_errors():
         models.MLP(4, 3, 2)(ndl.zeros((1, 5)))
     with pytest.raises(ShapeError, match=r"^model\.conv: expected axis 1 3 \(in_channels\)"):
         models.resnet20()(ndl.zeros((1, 1, 32, 32)))
+    with pytest.raises(ArgumentError, match="do not tile"):
+        models.ViT(30, patch=8)
+    with pytest.raises(ShapeError, match=r"\[batch, channels, 32, 32\]"):
+        on_meta(models.ViT, 32, 8, 16, 1, 2)(ndl.zeros((1, 3, 24, 32), device="meta"))
+    with pytest.raises(ArgumentError, match="width must be positive"):
+        models.MobileNetV2(width=0.0)
+    with pytest.raises(ArgumentError, match="depth must be at least 1"):
+        models.UNet(depth=0)
+    with pytest.raises(ShapeError, match="must be even"):
+        on_meta(models.UNet, padded=True)(ndl.zeros((1, 1, 40, 36), device="meta"))

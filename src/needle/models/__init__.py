@@ -5,6 +5,7 @@ from needle.models.gpt import GPT, GPTConfig
 from needle.models.language import LSTMLanguageModel
 from needle.models.lenet import LeNet
 from needle.models.mlp import MLP, MLPResNet
+from needle.models.mobilenet import MobileNetV2
 from needle.models.resnet import (
     ResNet,
     resnet18,
@@ -21,6 +22,8 @@ from needle.models.resnet_cifar import (
     resnet56,
     resnet110,
 )
+from needle.models.unet import UNet
+from needle.models.vit import ViT, vit_base, vit_small, vit_tiny
 
 __all__ = [
     "GPT",
@@ -31,7 +34,10 @@ __all__ = [
     "LSTMLanguageModel",
     "LeNet",
     "MLPResNet",
+    "MobileNetV2",
     "ResNet",
+    "UNet",
+    "ViT",
     "resnet18",
     "resnet20",
     "resnet32",
@@ -42,4 +48,7 @@ __all__ = [
     "resnet101",
     "resnet110",
     "resnet152",
+    "vit_base",
+    "vit_small",
+    "vit_tiny",
 ]
