@@ -111,7 +111,8 @@ def shake(array: Array, rng: np.random.Generator, times: float = 1.0) -> Array:
 
 
 def check_defined(graph: Graph, arrays: Sequence[Array]) -> None:
-    """Raise `Undefined` where floats are converted to integers that do not hold them."""
+    """Raise `Undefined` where floats are converted to integers that do not hold them, or something
+    is searched for in a vector that is not sorted."""
     held = dict(zip(graph.inputs, arrays, strict=True))
     for node in graph.nodes:
         inputs = [held[v] if v.constant is None else v.constant for v in node.inputs]
@@ -122,6 +123,10 @@ def check_defined(graph: Graph, arrays: Sequence[Array]) -> None:
                 wide = x.astype(np.float64)
                 if not ((wide > float(info.min) - 1) & (wide < float(info.max))).all():
                     raise Undefined(f"{target} of {x}")
+        if node.op.name == "searchsorted" and not np.array_equal(
+            np.sort(inputs[0]), inputs[0], True
+        ):
+            raise Undefined(f"a search in {inputs[0]}")
         held.update(zip(node.results, run_node(node, inputs), strict=True))
 
 

@@ -63,9 +63,9 @@ class Kind(enum.Enum):
     )
     REDUCTION = "reduction"  #: combines the elements along axes
     NORMALIZATION = "normalization"  #: shifts and scales elements by statistics along axes
-    MOVEMENT = "movement"  #: only moves elements; may return a view
+    MOVEMENT = "movement"  #: only moves elements, and adds none up; may return a view
     CONTRACTION = "contraction"  #: sums of products: matmul, convolution
-    INDEXING = "indexing"  #: moves elements to or from places given by integer tensors
+    INDEXING = "indexing"  #: reads elements at places that are computed, or adds them up there
     SCAN = "scan"  #: runs along an axis: cumulative sums, sorting
     RANDOM = "random"  #: a pure function of a generator's state
     CONTROL = "control"  #: runs graphs, which are among its attributes

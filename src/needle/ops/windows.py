@@ -250,7 +250,7 @@ def _fold_samples() -> Iterable[Sample]:
 
 
 @op(
-    kind=Kind.MOVEMENT,
+    kind=Kind.INDEXING,
     infer=_infer_fold,
     reference=_fold,
     decompose=_fold_by_parts,

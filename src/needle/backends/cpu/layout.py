@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from needle.backends.cpu.kernel import Location
-from needle.compiler.fusion import Group
+from needle.backends.cpu.stages import is_fold, turns_needed
+from needle.compiler.fusion import Group, Piece
 from needle.compiler.memory import Buffer, MemoryPlan, plan_memory
 from needle.graph.ir import Graph, Value
 from needle.ops.samples import Array
@@ -92,13 +93,33 @@ def lay_out(
 
 def may_overwrite(group: Group, value: Value, target: Value) -> bool:
     """Whether a kernel may write ``value`` where ``target`` lies: if it reads of it only the
-    element that it writes, and only once."""
+    element that it writes, and never after that."""
     at = group.place_of(value)
     for p in group.pieces:
         for v, place in p.reads:
-            if v is target and (place != at or (group.inner and p.value is not value)):
+            if v is not target:
+                continue
+            if place != at or (group.inner and p.value is not value):
+                return False
+            if group.inner and _is_computed_again(group, p):
                 return False
     return not (group.anchor is not None and _reads_as_operand(group, target))
+
+
+def _is_computed_again(group: Group, piece: Piece) -> bool:
+    """Whether a later turn over the inner loops may compute the elements of ``piece`` anew."""
+    loops = set(group.inner)
+    if is_fold(piece) or not any(i.variables & loops for i in piece.at):
+        return False  # known once for all turns
+    need = turns_needed(group.pieces)
+    made_of = {piece.value}
+    for p in group.pieces:
+        if p is not piece and any(v in made_of for v, _ in p.reads):
+            if need[p] > need[piece]:
+                return True
+            if not is_fold(p):
+                made_of.add(p.value)
+    return False
 
 
 def _reads_as_operand(group: Group, target: Value) -> bool:

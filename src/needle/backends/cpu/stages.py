@@ -107,7 +107,7 @@ def plan_nest(group: Group, written: set[Value], target: Target, tasks: int) -> 
         if nest.vector in inner:
             nest.inner = [v for v in inner if v is not nest.vector] + [nest.vector]
             nest.inner_slots = 4 if full >= 4 else 2 if full >= 2 else 1
-    nest.need = _needs(nest)
+    nest.need = turns_needed(pieces)
     nest.shared = _shared(nest, tasks)
     if nest.vector is not None and nest.vector in inner:
         nest.scratch = _scratch(nest, written)
@@ -212,10 +212,11 @@ def _lanes(nest: Nest, target: Target) -> int:
     return target.vector_bytes // max(4, *sizes)
 
 
-def _needs(nest: Nest) -> dict[Piece, int]:
+def turns_needed(pieces: Sequence[Piece]) -> dict[Piece, int]:
+    """Return for each piece how many turns over the inner loops must be done before it is known."""
     need: dict[Piece, int] = {}
-    of_value = {p.value: p for p in nest.pieces}
-    for p in nest.pieces:
+    of_value = {p.value: p for p in pieces}
+    for p in pieces:
         n = 0
         for value, _ in p.reads:
             q = of_value.get(value)
@@ -280,4 +281,4 @@ class Scratch:
         return cls(pointer, ix.ravel(place, extents))
 
 
-__all__ = ["Kind", "Nest", "Scratch", "is_fold", "plan_nest"]
+__all__ = ["Kind", "Nest", "Scratch", "is_fold", "plan_nest", "turns_needed"]
