@@ -1,28 +1,24 @@
-"""``python -m benchmarks``: run all rows, print the table, write it as JSON and into the README."""
+"""``python -m benchmarks``: run all rows, print the tables, and write them by `report`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import math
 import os
 import platform
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import gemm, machine, report
 from benchmarks.harness import (
-    ROOT,
     Row,
     Worker,
     compile_times,
@@ -30,88 +26,10 @@ from benchmarks.harness import (
     peak_memory,
     summarise,
     take_turns,
+    tensor_peaks,
+    training_times,
 )
-
-RESULTS = Path(__file__).parent / "results.json"
-
-#: Frameworks, and how the table calls them.
-FRAMEWORKS = {
-    "needle": "needle, eager",
-    "needle compiled": "needle, compiled",
-    "torch": "PyTorch, eager",
-    "torch compiled": "PyTorch, compiled",
-    "jax": "JAX, jit",
-}
-
-_LARGE = {"rows": 4096, "columns": 768}
-
-#: What is timed: row, program, its arguments.
-TIMED: list[tuple[Row, str, dict[str, Any]]] = [
-    (Row("MLP SGD step, batch 32", "µs", target="≥ 4×", ratio=4.0), "mlp_sgd_step", {"batch": 32}),
-    (
-        Row("MLP SGD step, batch 128", "µs", target="≥ 2×", ratio=2.0),
-        "mlp_sgd_step",
-        {"batch": 128},
-    ),
-    (
-        Row("MLP Adam step, batch 32", "µs", target="≥ 4×", ratio=4.0),
-        "mlp_adam_step",
-        {"batch": 32},
-    ),
-    (
-        Row("MLP Adam step, batch 128", "µs", target="≥ 2×", ratio=2.0),
-        "mlp_adam_step",
-        {"batch": 128},
-    ),
-    (
-        Row("MLPResNet Adam step, batch 100", "µs", target="≥ 4×", ratio=4.0),
-        "mlp_resnet_step",
-        {"batch": 100},
-    ),
-    (Row("MLP forward, batch 1", "µs", target="≤ 9 µs", limit=9.0), "mlp_forward", {"batch": 1}),
-    (Row("add, 16 elements", "µs"), "add", {"n": 16}),
-    (Row("add, 3 M elements", "µs", target="≥ 1×", ratio=1.0), "add", {"n": 3 << 20}),
-    (Row("exp 4096×768", "µs", target="≥ 1×", ratio=1.0), "exp", _LARGE),
-    (Row("tanh 4096×768", "µs", target="≥ 1×", ratio=1.0), "tanh", _LARGE),
-    (Row("GELU 4096×768", "µs", target="≥ 1×", ratio=1.0), "gelu", _LARGE),
-    (Row("relu(x·s + b)·z + x, 4096×768", "µs", target="≥ 1×", ratio=1.0), "chain", _LARGE),
-    (
-        Row("sum of all, 4096×768", "µs", target="≥ 1×", ratio=1.0),
-        "total",
-        {**_LARGE, "axis": None},
-    ),
-    (Row("sum of rows, 4096×768", "µs", target="≥ 1×", ratio=1.0), "total", {**_LARGE, "axis": 1}),
-    (
-        Row("sum of columns, 4096×768", "µs", target="≥ 1×", ratio=1.0),
-        "total",
-        {**_LARGE, "axis": 0},
-    ),
-    (Row("softmax 4096×768", "µs", target="≥ 1.3×", ratio=1.3), "softmax", _LARGE),
-    (Row("layer norm 4096×768", "µs", target="≥ 1.3×", ratio=1.3), "layer_norm", _LARGE),
-    (Row("cross-entropy 4096×768", "µs", target="≥ 1.3×", ratio=1.3), "cross_entropy", _LARGE),
-    (Row("matmul 64³", "µs", target="≥ 1.2×", ratio=1.2), "matmul", {"m": 64, "k": 64, "n": 64}),
-    (
-        Row("matmul 127×255×511", "µs", target="≥ 1×", ratio=0.97),
-        "matmul",
-        {"m": 127, "k": 255, "n": 511},
-    ),
-    (
-        Row("matmul 512³", "µs", target="≥ 1×", ratio=0.97),
-        "matmul",
-        {"m": 512, "k": 512, "n": 512},
-    ),
-    (
-        Row("Adam update of 10 M parameters", "µs", target="≥ 1×", ratio=1.0),
-        "adam_update",
-        {"n": 10**7},
-    ),
-    (
-        Row("conv 3×3, 64→64, 32²×8", "µs"),
-        "conv2d",
-        {"batch": 8, "channels": 64, "size": 32, "out": 64},
-    ),
-    (Row("ResNet-20 CIFAR step, batch 32", "µs"), "resnet20_step", {"batch": 32}),
-]
+from benchmarks.rows import CHAPTERS, STEPS
 
 
 def frameworks() -> list[str]:
@@ -119,41 +37,52 @@ def frameworks() -> list[str]:
     missing = {"jax"} if importlib.util.find_spec("jax") is None else set()
     if shutil.which("g++") is None:
         missing.add("torch compiled")  # it needs a C++ compiler on the user's machine
-    return [name for name in FRAMEWORKS if name not in missing]
+    return [name for name in report.FRAMEWORKS if name not in missing]
 
 
-def measure(seconds: float, threads: int, only: str) -> list[Row]:
-    """Return all rows, measured."""
+def timed(seconds: float, threads: int, only: str) -> dict[str, list[Row]]:
+    """Return the rows of all chapters, measured."""
     workers = [Worker(name, threads) for name in frameworks()]
-    rows = []
-    chosen = [case for case in TIMED if re.search(only, case[0].name)]
-    for row, program, args in track(chosen, "measuring", console=Console(stderr=True)):
-        rows.append(summarise(row, take_turns(workers, program, args, seconds), 1e6))
+    cases = [(title, case) for title, cases in CHAPTERS.items() for case in cases]
+    chosen = [(title, case) for title, case in cases if re.search(only, case.row.name)]
+    chapters: dict[str, list[Row]] = {}
+    for title, case in track(chosen, "measuring", console=Console(stderr=True)):
+        times = take_turns(workers, case.program, case.args, seconds)
+        row = replace(case.row, values={}, spread={})
+        chapters.setdefault(title, []).append(summarise(row, times, 1e6))
     for worker in workers:
         worker.close()
+    return chapters
+
+
+def whole_processes(threads: int, only: str) -> list[Row]:
+    """Return the rows about imports, compilation, command line and memory."""
+    rows = []
     if re.search(only, "import"):
+        row = Row("import", "ms", target="≤ 250 ms", limit=250.0, is_main=True)
         times = import_times({"needle": "needle", "torch": "torch"}, 7, threads)
-        rows.append(summarise(Row("import", "ms", target="≤ 250 ms", limit=250.0), times, 1e3))
-    if re.search(only, "memory"):
-        for program, args, name in (
-            ("mlp_sgd_step", {"batch": 32}, "MLP step"),
-            ("mlp_resnet_step", {"batch": 100}, "MLPResNet step"),
-        ):
-            peaks = peak_memory(program, args, 1.0)
-            row = Row(f"{name}, peak memory of the process", "MB", target="≤ PyTorch's", ratio=1.0)
-            row.values = {name: value / 1e6 for name, value in peaks.items()}
-            rows.append(row)
-    for model in ("mlp_sgd_step", "mlp_resnet_step"):
-        name = {"mlp_sgd_step": "MLP", "mlp_resnet_step": "MLPResNet"}[model]
-        if re.search(only, f"compiling the {name} step"):
-            cold, warm = compile_times(
-                model, {"batch": 100 if name == "MLPResNet" else 32}, threads
-            )
-            limit = 2000.0 if name == "MLPResNet" else 500.0
-            row = Row(f"compiling the {name} step", "ms", target=f"≤ {limit:.0f} ms", limit=limit)
+        rows.append(summarise(row, times, 1e3))
+    for name, program, args, limit in STEPS:
+        if re.search(only, f"compiling the {name}"):
+            cold, warm = compile_times(program, args, threads)
+            target = f"≤ {limit:.0f} ms"
+            row = Row(f"compiling the {name}", "ms", target=target, limit=limit, is_main=True)
             rows.append(summarise(row, {"needle compiled": cold}, 1e3))
-            row = Row(f"the same, from disk ({name})", "ms", target="≤ 100 ms", limit=100.0)
+            row = Row(f"the same from disk ({name})", "ms", target="≤ 100 ms", limit=100.0)
             rows.append(summarise(row, {"needle compiled": warm}, 1e3))
+    if re.search(only, "needle train digits"):
+        row = summarise(Row("needle train digits", "s"), training_times(5, threads), 1.0)
+        row.limit, row.target, row.is_main = row.values["needle"], "≤ eager", True
+        rows.append(row)
+    for name, program, args, _ in STEPS:
+        if re.search(only, f"{name}, memory"):
+            row = Row(f"{name}, memory of tensors", "MB", target="≤ PyTorch's", ratio=1.0)
+            row.is_main = True
+            row.values = {k: v / 1e6 for k, v in tensor_peaks(program, args).items()}
+            rows.append(row)
+            row = Row(f"{name}, memory of the process", "MB", target="≤ PyTorch's", ratio=1.0)
+            row.values = {k: v / 1e6 for k, v in peak_memory(program, args, 1.0).items()}
+            rows.append(row)
     return rows
 
 
@@ -179,42 +108,14 @@ def conditions(threads: int) -> dict[str, Any]:
     }
 
 
-def as_markdown(rows: list[Row], facts: dict[str, Any]) -> str:
-    """Return the README's table."""
-    lines = [
-        f"Measured on {facts['date']}: {facts['processor']}, {facts['threads']} threads, "
-        f"{facts['matrix GFLOP/s (float32)']} GFLOP/s (float32 matrix product), "
-        f"{facts['copy GB/s']} GB/s (copy); Python {facts['python']}, "
-        f"NumPy {facts['numpy']}, PyTorch {facts['torch']}, JAX {facts['jax']}.",
-        "",
-        "",
-        "| | " + " | ".join(FRAMEWORKS.values()) + " | best peer ÷ needle | target |",
-        "|---" + "|---:" * (len(FRAMEWORKS) + 1) + "|---|",
-    ]
+def show(console: Console, title: str, rows: list[Row], columns: dict[str, str]) -> None:
+    """Print a chapter."""
+    table = Table("", "unit", *columns.values(), "best ÷ needle", "target", "met", title=title)
     for row in rows:
-        mark = {None: "", True: " ✓", False: " ✗"}[row.is_met]
-        values = " | ".join(_digits(row.values.get(name)) for name in FRAMEWORKS)
-        ratio = "" if math.isnan(row.speedup) else f"{row.speedup:.2f}"
-        lines.append(f"| {row.name} ({row.unit}) | {values} | {ratio} | {row.target}{mark} |")
-    return "\n".join(lines)
-
-
-def _digits(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
-
-
-def write_readme(table: str) -> None:
-    """Put the table between the markers in the README."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    begin, end = "<!-- bench:begin -->", "<!-- bench:end -->"
-    if begin not in text or end not in text:
-        raise SystemExit(f"README.md has no {begin} … {end} to put the table between")
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    path.write_text(f"{head}{begin}\n{table}\n{end}{tail}")
+        met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.is_met]
+        values = (report.digits(row.values.get(name)) for name in columns)
+        table.add_row(row.name, row.unit, *values, f"{row.speedup:.2f}", row.target, met)
+    console.print(table)
 
 
 def main() -> None:
@@ -223,31 +124,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each row")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", default="", help="rows that match this regular expression")
-    parser.add_argument("--write", action="store_true", help="write JSON and README")
+    parser.add_argument("--write", action="store_true", help="write JSON, page and README")
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write is for all rows: figures of two runs do not belong in one table")
 
     facts = conditions(options.threads)
     console = Console()
     for name, value in facts.items():
         console.print(f"{name}: [bold]{value}[/]")
-    rows = measure(options.seconds, options.threads, options.only)
-    table = Table("", "unit", *FRAMEWORKS.values(), "best ÷ needle", "target", "met")
-    for row in rows:
-        met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.is_met]
-        table.add_row(
-            row.name,
-            row.unit,
-            *(_digits(row.values.get(name)) for name in FRAMEWORKS),
-            f"{row.speedup:.2f}",
-            row.target,
-            met,
-        )
-    console.print(table)
+    chapters = timed(options.seconds, options.threads, options.only)
+    rest = whole_processes(options.threads, options.only)
+    if rest:
+        chapters["Processes"] = rest
+    for title, rows in chapters.items():
+        show(console, title, rows, report.FRAMEWORKS)
+    products = gemm.measured(options.threads, options.seconds / 5, options.only)
+    if products:
+        show(console, "Matrix products", products, report.KERNELS)
     if options.write:
-        document = {"conditions": facts, "rows": [asdict(row) for row in rows]}
-        RESULTS.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        write_readme(as_markdown(rows, facts))
-        console.print(f"written: {RESULTS.relative_to(ROOT)}, README.md")
+        for path in report.write(chapters, products, facts):
+            console.print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class Row:
         target: what the project promises, in words.
         limit: the promise: needle's value at most this (in the unit).
         ratio: the promise: the best peer's value is at least this many times needle's.
+        moved: bytes that must be read and written, each once, where that bounds the time.
+        is_main: whether the README shows it, too.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Row:
     target: str = ""
     limit: float | None = None
     ratio: float | None = None
+    moved: float | None = None
+    is_main: bool = False
 
     @property
     def own(self) -> float:
@@ -103,6 +107,11 @@ class Row:
             return self.speedup >= self.ratio
         return None
 
+    @property
+    def byte_rate(self) -> float | None:
+        """Bytes moved per second; None where they do not bound the time (given in µs)."""
+        return None if self.moved is None else self.moved / (self.own * 1e-6)
+
 
 class ForeignLoad:
     """How much other programs use the processors while we measure (on Linux; else nothing)."""
@@ -122,7 +131,8 @@ class ForeignLoad:
                 ours += int(stat[11]) + int(stat[12])
         except OSError:
             return time.perf_counter(), 0.0
-        busy = sum(fields) - fields[3] - fields[4]  # all but idle and waiting for a disk
+        # All but idle, waiting for a disk, and programs of low priority, which give way to us.
+        busy = sum(fields) - fields[1] - fields[3] - fields[4]
         return time.perf_counter(), (busy - ours) / tick
 
     def cores(self) -> float:
@@ -192,6 +202,35 @@ def import_times(modules: dict[str, str], rounds: int, threads: int) -> dict[str
         empty = spawn("pass")
         for name, module in modules.items():
             times[name].append(spawn(f"import {module}") - empty)
+    return times
+
+
+def tensor_peaks(program: str, args: dict[str, Any]) -> dict[str, float]:
+    """Return the bytes of a step's tensors at its fullest moment: needle's plan, PyTorch's
+    allocations."""
+    peaks = {}
+    for framework in ("needle compiled", "torch"):
+        worker = Worker(framework, 1)
+        worker.ask(do="prepare", program=program, args=args)
+        peaks[framework] = float(worker.ask(do="tensors"))
+        worker.close()
+    return peaks
+
+
+def training_times(rounds: int, threads: int) -> dict[str, list[float]]:
+    """Return the seconds of ``needle train digits``, a process's whole life, eager and compiled
+    (with the programs on disk, as from the second time on)."""
+    times: dict[str, list[float]] = {"needle": [], "needle compiled": []}
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**environment(threads), "NEEDLE_CACHE_DIR": f"{folder}/cache"}
+        for turn in range(rounds + 1):
+            for framework, options in (("needle", ["--eager"]), ("needle compiled", [])):
+                command = [sys.executable, "-m", "needle", "train", "digits"]
+                command += ["--out", f"{folder}/{turn}-{framework}", *options]
+                start = time.perf_counter()
+                subprocess.run(command, check=True, env=env, cwd=ROOT, capture_output=True)
+                if turn:  # the first fills the cache
+                    times[framework].append(time.perf_counter() - start)
     return times
 
 

@@ -57,6 +57,10 @@ def chain(rows: int, columns: int) -> Program:
     return _call(lambda x, s, b, z: jax.nn.relu(x * s + b) * z + x, x, s, b, z)
 
 
+def sum_of_axis(shape: list[int], axis: int) -> Program:
+    return _call(lambda x: x.sum(axis), _normal(*shape))
+
+
 def total(rows: int, columns: int, axis: int | None) -> Program:
     return _call(lambda x: x.sum(axis), _normal(rows, columns))
 

@@ -65,6 +65,10 @@ def chain(rows: int, columns: int) -> Program:
     return _call(lambda x, s, b, z: F.relu(x * s + b) * z + x, x, s, b, z)
 
 
+def sum_of_axis(shape: list[int], axis: int) -> Program:
+    return _call(lambda x: x.sum(axis), _normal(*shape))
+
+
 def total(rows: int, columns: int, axis: int | None) -> Program:
     return _call(lambda x: x.sum(axis), _normal(rows, columns))
 
@@ -107,7 +111,18 @@ def _step(model: nn.Module, optimizer: Any, x: ndl.Tensor, y: ndl.Tensor) -> Pro
         return loss
 
     chosen = _mode(step)
+    global _planned_bytes
+    _planned_bytes = lambda: ndl.compile(step).memory_plan(x, y).peak_bytes  # noqa: E731
     return lambda: chosen(x, y)
+
+
+#: What the last step that was made will have in memory.
+_planned_bytes: Callable[[], int]
+
+
+def tensor_peak() -> int:
+    """Return the bytes of all tensors of the last step at its fullest moment, as planned."""
+    return _planned_bytes()
 
 
 def _mlp(batch: int) -> tuple[nn.Module, ndl.Tensor, ndl.Tensor]:

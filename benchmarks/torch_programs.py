@@ -64,6 +64,10 @@ def chain(rows: int, columns: int) -> Program:
     return _call(lambda x, s, b, z: F.relu(x * s + b) * z + x, x, s, b, z)
 
 
+def sum_of_axis(shape: list[int], axis: int) -> Program:
+    return _call(lambda x: x.sum(axis), _normal(*shape))
+
+
 def total(rows: int, columns: int, axis: int | None) -> Program:
     return _call(lambda x: x.sum() if axis is None else x.sum(axis), _normal(rows, columns))
 
@@ -115,7 +119,35 @@ def _step(model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor) ->
         F.cross_entropy(chosen(x), y).backward()
         optimizer.step()
 
+    global _last
+    _last = (step, model, optimizer, [x, y])
     return step
+
+
+#: The last step that was made, and what holds its tensors.
+_last: tuple[Program, nn.Module, Any, list[torch.Tensor]]
+
+
+def tensor_peak() -> int:
+    """Return the bytes of all tensors of the last step at its fullest moment, as allocated.
+
+    What lives between steps (parameters, buffers, state of the optimizer, the batch; no gradients:
+    `zero_grad` has freed them), and the most that the profiler sees allocated on top of it.
+    """
+    step, model, optimizer, batch = _last
+    optimizer.zero_grad()
+    state = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    resident = [*model.parameters(), *model.buffers(), *state, *batch]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    allocated = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        allocated += event.nbytes()
+        highest = max(highest, allocated)
+    return highest + sum(t.numel() * t.element_size() for t in resident)
 
 
 def _mlp(batch: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

@@ -3,7 +3,8 @@
 A framework is ``needle``, ``torch`` or ``jax``, or one of the first two with `` compiled``.
 Requests: ``{"do": "prepare", "program": name, "args": {...}}`` (answers whether it has one),
 ``{"do": "run", "seconds": s}`` (answers with the seconds per call of each repetition),
-``{"do": "memory"}`` (peak resident bytes so far).
+``{"do": "memory"}`` (peak resident bytes so far), ``{"do": "tensors"}`` (peak bytes of all tensors
+of a step).
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def main(framework: str, threads: int) -> None:
             answer = True
         elif request["do"] == "run":
             answer = run(program, request["seconds"], calls)
+        elif request["do"] == "tensors":
+            answer = module.tensor_peak()
         else:
             answer = peak_memory()
         print(json.dumps(answer), flush=True)

@@ -1,0 +1,119 @@
+"""What is measured: rows with their targets, as data, by chapter of docs/BENCHMARKS.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.harness import Row
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row, and the program (by its name in every framework's file) that it times."""
+
+    row: Row
+    program: str
+    args: dict[str, Any]
+
+
+def _case(
+    name: str,
+    program: str,
+    *,
+    times: float | None = None,
+    at_most: float | None = None,
+    moved: float | None = None,
+    main: bool = False,
+    **args: Any,
+) -> Case:
+    """A row in µs; ``times``: as many times as fast as the best peer; ``at_most``: µs."""
+    target = f"≥ {times:g}×" if times is not None else f"≤ {at_most:g} µs" if at_most else ""
+    # Within 3 % is a tie.
+    ratio = 0.97 if times == 1.0 else times
+    row = Row(name, "µs", target=target, limit=at_most, ratio=ratio, moved=moved, is_main=main)
+    return Case(row, program, args)
+
+
+_ROWS, _COLUMNS = 4096, 768
+_LARGE = {"rows": _ROWS, "columns": _COLUMNS}
+#: Bytes of one array of 4096×768 float32.
+_PLANE = 4.0 * _ROWS * _COLUMNS
+_BLOCK = [64, 192, 256]
+
+#: Chapters with their rows, in the order of the page.
+CHAPTERS: dict[str, list[Case]] = {
+    "Training steps and inference": [
+        _case("MLP SGD step, batch 32", "mlp_sgd_step", times=4.0, main=True, batch=32),
+        _case("MLP SGD step, batch 128", "mlp_sgd_step", times=2.0, main=True, batch=128),
+        _case("MLP Adam step, batch 32", "mlp_adam_step", times=4.0, main=True, batch=32),
+        _case("MLP Adam step, batch 128", "mlp_adam_step", times=2.0, batch=128),
+        _case("MLPResNet Adam step, batch 100", "mlp_resnet_step", times=4.0, main=True, batch=100),
+        _case("MLP forward, batch 1", "mlp_forward", at_most=9.0, main=True, batch=1),
+        _case("ResNet-20 CIFAR step, batch 32", "resnet20_step", batch=32),
+    ],
+    "Elementwise": [
+        _case("add, 16 elements", "add", main=True, n=16),
+        _case("add, 3 M elements", "add", times=1.0, moved=3 * 4.0 * (3 << 20), n=3 << 20),
+        _case("exp 4096×768", "exp", times=1.0, moved=2 * _PLANE, **_LARGE),
+        _case("tanh 4096×768", "tanh", times=1.0, moved=2 * _PLANE, **_LARGE),
+        _case("GELU 4096×768", "gelu", times=1.0, moved=2 * _PLANE, main=True, **_LARGE),
+        _case(
+            "relu(x·s + b)·z + x, 4096×768",
+            "chain",
+            times=1.0,
+            moved=3 * _PLANE,
+            main=True,
+            **_LARGE,
+        ),
+        _case(
+            "Adam update of 10 M parameters",
+            "adam_update",
+            times=1.0,
+            moved=7 * 4e7,  # reads parameter, gradient and two moments, writes all but one
+            main=True,
+            n=10**7,
+        ),
+    ],
+    "Reductions": [
+        _case("sum of all, 4096×768", "total", times=1.0, moved=_PLANE, axis=None, **_LARGE),
+        _case("sum of rows, 4096×768", "total", times=1.0, moved=_PLANE, axis=1, **_LARGE),
+        _case(
+            "sum of columns, 4096×768",
+            "total",
+            times=1.0,
+            moved=_PLANE,
+            main=True,
+            axis=0,
+            **_LARGE,
+        ),
+        *(
+            _case(
+                f"sum of axis {axis}, 64×192×256",
+                "sum_of_axis",
+                times=1.0,
+                moved=4.0 * 64 * 192 * 256,
+                shape=_BLOCK,
+                axis=axis,
+            )
+            for axis in range(3)
+        ),
+        _case("softmax 4096×768", "softmax", times=1.3, moved=2 * _PLANE, main=True, **_LARGE),
+        _case(
+            "layer norm 4096×768", "layer_norm", times=1.3, moved=2 * _PLANE, main=True, **_LARGE
+        ),
+        _case("cross-entropy 4096×768", "cross_entropy", times=1.3, moved=_PLANE, **_LARGE),
+    ],
+    "Products and convolutions": [
+        _case("matmul 64³", "matmul", times=1.2, main=True, m=64, k=64, n=64),
+        _case("matmul 127×255×511", "matmul", times=1.0, m=127, k=255, n=511),
+        _case("matmul 512³", "matmul", times=1.0, main=True, m=512, k=512, n=512),
+        _case("conv 3×3, 64→64, 32²×8", "conv2d", batch=8, channels=64, size=32, out=64),
+    ],
+}
+
+#: Steps whose memory and compile times are measured: name, program, arguments, ms to compile cold.
+STEPS: list[tuple[str, str, dict[str, Any], float]] = [
+    ("MLP step", "mlp_sgd_step", {"batch": 32}, 500.0),
+    ("MLPResNet step", "mlp_resnet_step", {"batch": 100}, 2000.0),
+]
