@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from needle.arrays import aligned
 from needle.backends.cpu import jit, threads
 from needle.backends.cpu.gemm import GemmSpec, Matrix, emit_gemm, emit_launch
 from needle.backends.cpu.module import Module
-from needle.backends.cpu.recipe import aligned
-from needle.shapes import Spec
 
 
 def set_threads(count: int) -> None:
@@ -22,7 +21,7 @@ def set_threads(count: int) -> None:
 def operand(rows: int, columns: int, is_transposed: bool, dtype: str) -> Any:
     """A matrix of random numbers that begins on a cache line."""
     shape = (columns, rows) if is_transposed else (rows, columns)
-    values = aligned(Spec(shape, np.dtype(dtype)))
+    values = aligned(shape, np.dtype(dtype))
     values[...] = np.random.default_rng(0).standard_normal(shape)
     return values.T if is_transposed else values
 
@@ -54,7 +53,7 @@ def product(
     values = np.array([*kernel.sizes(count, **given), 0] if kernel.parameters else [0], np.int64)
     tasks = int(values[-4:-1].prod()) if kernel.parameters else kernel.tasks
     bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m)
-    workspace = aligned(Spec((bytes_ * tasks + 64,), np.dtype(np.uint8)))
+    workspace = aligned((bytes_ * tasks + 64,), np.dtype(np.uint8))
     addresses = [x.ctypes.data for x in (a, b, c, workspace, workspace, values)]
     words = np.array([*addresses, bytes_, tasks], np.int64)
     address = ctypes.c_void_p(words.ctypes.data)

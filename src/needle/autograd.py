@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from needle import dtypes
+from needle.arrays import is_own
 from needle.config import modes
 from needle.errors import AnomalyError, ArgumentError, GradientError, ShapeError
 from needle.gradnode import Edge, GradNode, edge_of
@@ -372,7 +373,7 @@ class _Sink:
             return modes.state.trace.own(gradient)
         data = gradient._data
         if (
-            data.base is not None
+            not is_own(data)
             or id(data) in self.delivered
             or not data.flags.c_contiguous
             or gradient._node is not None

@@ -7,7 +7,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from needle import tree
 from needle.arrays import to_array
@@ -82,8 +82,10 @@ class Compiled(Generic[P, R]):
         if last is not None and not kwargs:
             arrays = last.accept(args, state)
             if arrays is not None:
-                return cast("R", last.call(args, arrays))
-        return cast("R", self._call(args, kwargs))
+                found: R = last.call(args, arrays)
+                return found
+        result: R = self._call(args, kwargs)
+        return result
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

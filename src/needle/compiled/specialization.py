@@ -63,6 +63,7 @@ class Specialization:
         self._plan = _plan(leaves) if is_flat else None
         #: Captured inputs whose array is a gradient, which is another one at each call.
         self._moving = [(i, s) for i, s in enumerate(traced.sources) if s.owner is not None]
+        self._reads_grads = bool(traced.entry or self._moving)
         self._requires_grad = [tuple(t._requires_grad for t in s.tensors) for s in traced.sources]
         self._lock = threading.RLock() if graph.donations or traced.grads or traced.after else None
         self._single = self._single_output()
@@ -84,6 +85,7 @@ class Specialization:
         self._cells: list[tuple[Any, Any]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
         self._contents: list[tuple[Any, Any]] = []
+        self._has_surroundings = False
 
     def _single_output(self) -> int | None:
         results = self.traced.results
@@ -156,6 +158,7 @@ class Specialization:
         self._contents = [
             (v, v.copy()) for v in values if isinstance(v, (list, dict, set)) and is_plain(v)
         ]
+        self._has_surroundings = bool(self._cells or self._names or self._contents)
 
     def _fits_surroundings(self) -> bool:
         """Whether the function would find around it what it found before."""
@@ -213,7 +216,9 @@ class Specialization:
             ):
                 return None
             arrays.append(data)
-        if self._is_odd or not (self._fits_surroundings() and self._fits_grads(args)):
+        if self._is_odd or (self._has_surroundings and not self._fits_surroundings()):
+            return None
+        if self._reads_grads and not self._fits_grads(args):
             return None
         if self._written_roots or self._written_arguments:
             self._check_arguments(arrays)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from needle.arrays import maker
 from needle.creation import asarray
 from needle.dtypes import as_dtype
 from needle.errors import ArgumentError, ArgumentTypeError, DTypeError, OutOfRangeError, ShapeError
@@ -122,7 +123,7 @@ def _stack(arrays: Sequence[Any], path: str) -> np.ndarray[Any, Any]:
         as_dtype(first.dtype)
     except DTypeError as error:
         raise DTypeError(f"sample 0{_at(path)}: {error}") from None
-    return np.stack(arrays)
+    return np.stack(arrays, out=maker((len(arrays), *first.shape), first.dtype)())
 
 
 def _stack_numbers(numbers: Sequence[Any], path: str) -> np.ndarray[Any, Any]:

@@ -11,16 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from needle import dtypes
+from needle.arrays import aligned
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import Index, Operand
-from needle.backends.cpu.recipe import aligned
 from needle.backends.cpu.target import Target, host
-from needle.shapes import Spec
 
 #: Bytes that are copied: more than caches hold, so that memory is what is measured.
 COPIED = 1 << 27
@@ -91,8 +88,8 @@ def measure(threads: int, target: Target) -> Ceilings:
     _emit_entry(module, "copy_cached_all", "copy_cached", threads)
     _emit_entry(module, "multiply_all", "multiply", threads)
     library = jit.load_cached(module)
-    source = aligned(Spec((share * threads,), np.dtype(np.float32)))
-    result = aligned(Spec((share * threads,), np.dtype(np.float32)))
+    source = aligned((share * threads,), dtypes.float32)
+    result = aligned((share * threads,), dtypes.float32)
     source[...] = 1.0
     result[...] = 0.0  # its pages are there before the clock runs
     table = (ctypes.c_void_p * 2)(source.ctypes.data, result.ctypes.data)

@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from needle import dtypes
+from needle.arrays import aligned, maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import DONE, make_call
 from needle.backends.cpu.emit import Fault
 from needle.backends.cpu.kernel import STATUS_WORDS
 from needle.backends.cpu.program import Program
-from needle.backends.cpu.recipe import Recipe, aligned
+from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.stamps import stamp_buffer, stamp_times
 from needle.backends.cpu.target import Target, host
 from needle.compiler import pipeline
@@ -45,7 +47,7 @@ class Executable:
         self.stamps = stamps
         self._library = jit.load_object(code, ["entry"])
         self._idle: list[_Call] = []
-        self._new = [o.spec for o in recipe.outputs if o.slot is not None]
+        self._new = [maker(*o.spec) for o in recipe.outputs if o.slot is not None]
         self._has_copies = any(
             o.copy is not None or (o.slot is not None and o.source is not None)
             for o in recipe.outputs
@@ -71,7 +73,7 @@ class Executable:
             call = self._idle.pop()
         except IndexError:
             call = _Call(self.recipe, self._library, self.stamps)
-        new = [np.empty(shape, dtype) for shape, dtype in self._new]
+        new = [make() for make in self._new]
         if self._has_copies:
             return self._run_with_copies(call, arrays, new)
         done = call.native((*arrays, *new))
@@ -196,7 +198,7 @@ class _Call:
         table: Any = (ctypes.c_void_p * (recipe.slots + 1))()
         self.stamps = stamp_buffer(stamps)
         table[recipe.slots] = ctypes.addressof(self.stamps)
-        arena = aligned(Spec((recipe.arena_bytes,), np.dtype(np.uint8)))
+        arena = aligned((recipe.arena_bytes,), dtypes.uint8)
         self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
         table[recipe.arena_slot] = arena.ctypes.data
         table[recipe.status_slot] = ctypes.addressof(self.status)

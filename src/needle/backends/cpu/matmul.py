@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from needle import dtypes
+from needle.arrays import aligned, maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address, layout
 from needle.backends.cpu.gemm import (
@@ -31,12 +32,10 @@ from needle.backends.cpu.gemm import (
 )
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
-from needle.backends.cpu.recipe import aligned
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.dtypes import DType
 from needle.ops.samples import Array
-from needle.shapes import Spec
 
 #: Calls that are remembered; the memory of each is about 1 kB.
 MOST_CALLS = 4096
@@ -176,9 +175,10 @@ class _Kernel:
         run, needed = self.run, bytes_ * tasks
         object_at = id if layout() else address
         wide = dtypes.accumulation_dtype(dtype)
+        make = maker(shape, wide)
 
         def call(x: Array, y: Array, words: Array = words) -> Array:
-            out = np.empty(shape, wide)
+            out = make()
             if not needed:
                 run(description, object_at(x), object_at(y), object_at(out), 0)
                 return out
@@ -200,7 +200,7 @@ def _take(size: int) -> Array:
         workspace = _idle.pop()
         if workspace.size >= size:
             return workspace
-    return aligned(Spec((size,), dtypes.uint8))
+    return aligned((size,), dtypes.uint8)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from needle.arrays import aligned
 from needle.backends.cpu.emit import Fault
 from needle.dtypes import as_dtype
 from needle.ops.samples import Array
@@ -16,8 +17,6 @@ from needle.shapes import Spec
 if TYPE_CHECKING:
     from needle.backends.cpu.program import Program
 
-#: Bytes to which every buffer is aligned.
-ALIGNMENT = 64
 _NUMBERS = ("first_constant", "addressed", "arena_slot", "arena_bytes", "status_slot", "slots")
 
 
@@ -118,7 +117,7 @@ class Recipe:
         place = 0
         for listed in data["constants"]:
             spec = _spec_from_json(listed)
-            array = aligned(spec)
+            array = aligned(*spec)
             array.reshape(-1).view(np.uint8)[:] = np.frombuffer(
                 values, np.uint8, spec.nbytes, place
             )
@@ -145,10 +144,3 @@ def _spec_to_json(spec: Spec) -> list[Any]:
 
 def _spec_from_json(data: Sequence[Any]) -> Spec:
     return Spec(tuple(data[0]), as_dtype(data[1]))
-
-
-def aligned(spec: Spec) -> Array:
-    """Return a new array on an address that suits vectors."""
-    raw = np.empty(spec.nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from needle import dtypes
+from needle.arrays import aligned, maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address
 from needle.backends.cpu.executable import exception_of
 from needle.backends.cpu.kernel import ROWS_WORD, STATUS_WORDS, TASKS_WORD
 from needle.backends.cpu.program import Program
-from needle.backends.cpu.recipe import Recipe, aligned
+from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.compiler import pipeline
@@ -66,7 +68,7 @@ class RowProgram:
                 assert o.source is not None
                 outputs.append(arrays[o.source])
                 continue
-            output = np.empty(actual(o.spec.shape, rows), o.spec.dtype)
+            output = maker(actual(o.spec.shape, rows), o.spec.dtype)()
             table.slots[o.slot] = address(output)
             outputs.append(output)
         status = table.status
@@ -95,7 +97,7 @@ class _Table:
         self.slots: Any = (ctypes.c_void_p * recipe.slots)()
         self.address = ctypes.addressof(self.slots)
         self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
-        self._arena = aligned(Spec((recipe.arena_bytes,), np.dtype(np.uint8)))
+        self._arena = aligned((recipe.arena_bytes,), dtypes.uint8)
         self.slots[recipe.arena_slot] = self._arena.ctypes.data
         self.slots[recipe.status_slot] = ctypes.addressof(self.status)
         for i, constant in enumerate(recipe.constants[: recipe.addressed]):
