@@ -71,6 +71,7 @@ def interpret_shaken(graph: Graph, arrays: Sequence[Array], seed: int) -> list[A
                 results = [shake(a, rng, max(1.0, math.sqrt(terms) / 8)) for a in results]
             else:
                 results = [shake(a, rng) for a in run_node(node, inputs)]
+                results = [restore_underflow(node, inputs, a) for a in results]
         held.update(zip(node.results, results, strict=True))
     return [held[v] if v.constant is None else v.constant for v in graph.outputs]
 
@@ -85,6 +86,17 @@ def refuse_overflow(inputs: Sequence[Array], results: Sequence[Array]) -> None:
             limit = 1e150 if array.dtype == np.float64 else 1e15
             if (wide[np.isfinite(wide)] > limit).any():
                 raise Undefined("a sum may overflow")
+
+
+def restore_underflow(node: Node, inputs: Sequence[Array], result: Array) -> Array:
+    """Return what an elementwise op gives, with the elements that are 0 only because something on
+    the way left the range of the dtype as float64 gives them."""
+    if not dtypes.is_float(result.dtype) or result.dtype == np.float64 or (result != 0).all():
+        return result
+    wide_inputs = [a.astype(np.float64) if dtypes.is_float(a.dtype) else a for a in inputs]
+    with np.errstate(all="ignore"):
+        wide = np.asarray(node.op.reference(*wide_inputs, **node.attrs)).astype(result.dtype)
+    return np.where(result == 0, wide, result)
 
 
 def is_exact(node: Node) -> bool:
@@ -111,8 +123,12 @@ def shake(array: Array, rng: np.random.Generator, times: float = 1.0) -> Array:
 
 
 def check_defined(graph: Graph, arrays: Sequence[Array]) -> None:
-    """Raise `Undefined` where floats are converted to integers that do not hold them, or something
-    is searched for in a vector that is not sorted."""
+    """Raise `Undefined` where no result is promised.
+
+    Floats are converted to integers that do not hold them; something is searched for in a vector
+    that is not sorted; what is not finite is convolved: the references multiply it by the zeros
+    that they fill in, and get NaN where no window reaches.
+    """
     held = dict(zip(graph.inputs, arrays, strict=True))
     for node in graph.nodes:
         inputs = [held[v] if v.constant is None else v.constant for v in node.inputs]
@@ -127,6 +143,9 @@ def check_defined(graph: Graph, arrays: Sequence[Array]) -> None:
             np.sort(inputs[0]), inputs[0], True
         ):
             raise Undefined(f"a search in {inputs[0]}")
+        is_convolution = node.op.kind is Kind.CONTRACTION and node.op.decompose is not None
+        if is_convolution and not all(np.isfinite(x.astype(np.float64)).all() for x in inputs):
+            raise Undefined(f"{node.op.name} of what is not finite")
         held.update(zip(node.results, run_node(node, inputs), strict=True))
 
 

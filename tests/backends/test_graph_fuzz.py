@@ -160,6 +160,27 @@ def test_what_is_computed_again_is_not_overwritten_meanwhile() -> None:
         agree(function, x, y, donations={0: 0})
 
 
+def test_product_with_a_reduction_of_one_element_behind_it() -> None:
+    """It combines nothing, but is no part of an epilogue all the same."""
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    y = np.ones((4, 1), np.float32)
+
+    def function(x: Any, y: Any) -> list[Any]:
+        column, number = x @ y, (x[:1] @ y).reshape(())
+        return [
+            ndl.argmax(column, axis=1),
+            ndl.any(column > 0, axis=1),
+            ndl.where((number > 0).all(), number, -number),
+        ]
+
+    agree(function, x, y)
+
+
+def test_what_is_below_the_normal_numbers_may_be_nothing() -> None:
+    """The reference of the sigmoid goes by way of infinity there, compiled code does not."""
+    agree(lambda x: [ndl.sigmoid(x) * 3], np.array([-100.0, -90.0, 0.0], np.float32))
+
+
 @pytest.mark.parametrize("target", NARROW, ids=lambda target: target.name)
 def test_bfloat_is_moved_without_a_library(target: Target) -> None:
     x = np.arange(-30, 30, dtype=np.float32).reshape(5, 12).astype(dtypes.bfloat16)

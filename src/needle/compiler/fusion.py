@@ -453,8 +453,9 @@ def _fits(piece: Piece, group: Group, kept: set[Var], reduced: set[Var]) -> bool
     """Whether the loops of a matched piece are those of the group."""
     own_kept, own_inner = set(group.kept), set(group.inner)
     if group.anchor is not None:
-        fusable = group.anchor.op.kind is Kind.CONTRACTION
-        return fusable and not reduced and kept == own_kept
+        # An epilogue has no turns, not even for a reduction over axes of extent 1.
+        fusable = group.anchor.op.kind is Kind.CONTRACTION and piece.body is None
+        return fusable and kept == own_kept
     if reduced:
         if own_inner:
             return reduced == own_inner and kept == own_kept and not group.is_split
