@@ -86,6 +86,7 @@ class ExponentialMath(BitMath):
     def exp(self, x: Operand) -> Operand:
         """Return eˣ: ≤ 1 ulp, subnormal results and overflow included."""
         c = _CONSTANTS[x.dtype.name]
+        vanishes = self.compare_constant("olt", x, c.least)
         x = self.at_least(self.at_most(x, c.most), c.least)
         n, marked = self._turns(x, LOG2_E, 2 * format_of(x).bias)
         r = self._rest(x, n)
@@ -93,6 +94,9 @@ class ExponentialMath(BitMath):
             p = self.polynomial(r, (1.0, 1.0, *c.exp))
         else:  # one instruction more, so that what is rounded twice is small
             p = self.plus(self.fma(self.mul(r, r), self.polynomial(r, c.exp), r), 1.0)
+        # A product that underflows takes the processor over a hundred cycles; one with 0 does not.
+        # Of a causal softmax half of the exponentials are those of −∞.
+        p = self.select(vanishes, self.like(0.0, p), p)
         return self.scale(p, n, marked)
 
     def exp_moderate(self, x: Operand) -> Operand:
