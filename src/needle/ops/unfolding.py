@@ -260,7 +260,7 @@ class Phase(NamedTuple):
     sweep: Sweep
 
 
-def _phases(sweep: Sweep, size: int) -> Iterator[Phase]:
+def phases(sweep: Sweep, size: int) -> Iterator[Phase]:
     """Split the adjoint of a sweep over ``size`` inputs into correlations.
 
     Output t reads input y by tap i if ``y = t·stride + i·dilation + offset``. Inputs of one
@@ -294,12 +294,12 @@ def _gather(g: Array, weight: Array, size: Pair, down: Sweep, across: Sweep, gro
     out, depth, kh, kw = weight.shape
     adjoint = weight.reshape(groups, out // groups, depth, kh, kw).swapaxes(1, 2)
     adjoint = adjoint.reshape(groups * depth, out // groups, kh, kw)
-    phases = [(a, b) for a in _phases(down, size[0]) for b in _phases(across, size[1])]
-    if (down.stride, across.stride) == (1, 1) and phases:
-        a, b = phases[0]
+    pairs = [(a, b) for a in phases(down, size[0]) for b in phases(across, size[1])]
+    if (down.stride, across.stride) == (1, 1) and pairs:
+        a, b = pairs[0]
         return _correlate(g, adjoint[:, :, a.taps, b.taps], a.sweep, b.sweep, groups)
     result = np.zeros((len(g), groups * depth, *size), g.dtype)
-    for a, b in phases:
+    for a, b in pairs:
         part = _correlate(g, adjoint[:, :, a.taps, b.taps], a.sweep, b.sweep, groups)
         result[:, :, a.inputs, b.inputs] = part
     return result

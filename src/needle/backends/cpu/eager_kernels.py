@@ -1,7 +1,8 @@
 """Which ops eager execution runs by generated kernels instead of their references.
 
-By their traits: products have run-time extents of their own; what normalises, or scores labels, is
-compiled for rows of a length. The modules of the kernels are imported when they are first needed.
+By their traits: products and convolutions have run-time extents of their own; what normalises, or
+scores labels, is compiled for rows of a length. The modules of the kernels are imported when they
+are first needed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def kernel_of(op: Op) -> Callable[[], Callable[..., Any]] | None:
     is_compound = op.decompose is not None
     if op.kind is Kind.CONTRACTION and not is_compound:
         return lambda: _module("matmul").matmul
+    if op.kind is Kind.CONTRACTION:
+        return lambda: _module("convolution").convolution
     if not is_compound or op.kind not in (Kind.NORMALIZATION, Kind.REDUCTION):
         return None
     if len(op.inputs) == 1:

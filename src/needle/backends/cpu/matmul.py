@@ -8,7 +8,6 @@ Measured: 1.2 µs from Python to native code and back, of which the new array ta
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import math
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from needle import dtypes
-from needle.arrays import aligned, maker
+from needle.arrays import maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address, layout
 from needle.backends.cpu.gemm import (
@@ -34,6 +33,7 @@ from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
+from needle.backends.cpu.workspaces import give_back, take
 from needle.dtypes import DType
 from needle.ops.samples import Array
 
@@ -182,25 +182,12 @@ class _Kernel:
             if not needed:
                 run(description, object_at(x), object_at(y), object_at(out), 0)
                 return out
-            workspace = _take(needed)
+            workspace = take(needed)
             run(description, object_at(x), object_at(y), object_at(out), address(workspace))
-            _idle.append(workspace)
+            give_back(workspace)
             return out
 
         return call if wide == dtype else lambda x, y: call(x, y).astype(dtype)
-
-
-#: Workspaces not in use: new memory of their size would be cleared page by page for each product.
-_idle: list[Array] = []
-
-
-def _take(size: int) -> Array:
-    """Return a workspace of at least ``size`` bytes; one that is too small is let go."""
-    with contextlib.suppress(IndexError):
-        workspace = _idle.pop()
-        if workspace.size >= size:
-            return workspace
-    return aligned((size,), dtypes.uint8)
 
 
 @functools.cache
