@@ -9,9 +9,14 @@ import pytest
 
 import needle as ndl
 from needle.backends.cpu.eager_kernels import kernel_of
-from needle.backends.cpu.rowwise import run_rows
+from needle.backends.cpu.rowwise import RowProgram, run_rows
+from needle.compiler.rows import ROWS
 from needle.errors import OutOfRangeError
+from needle.graph.ir import Graph, Value
+from needle.graph.rewrite import apply
+from needle.ops.arithmetic import add
 from needle.ops.record import REGISTRY, Op
+from needle.shapes import Spec
 
 RNG = np.random.default_rng(0)
 
@@ -139,3 +144,23 @@ def test_update_rules(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
         seen.append(w.numpy().copy())
     tolerance = 1e-6 if dtype == "float32" else 1e-14
     np.testing.assert_allclose(seen[0], seen[1], rtol=tolerance, atol=tolerance)
+
+
+def test_copies_of_what_is_overwritten() -> None:
+    """An output that is an input as it was, and inputs that change places, for any rows."""
+    p, q = (Value(Spec((ROWS,), np.dtype(np.float32)), name=name) for name in "pq")
+    total = apply(add.op, (p, q), {})
+    assert total.node is not None
+    kept = RowProgram(Graph([p, q], [total.node], [total, p], {0: 0}, "kept"))
+    swapped = RowProgram(Graph([p, q], [], [q, p], {0: 0, 1: 1}, "swapped"))
+    for rows in (1, 5, 100):
+        a, b = np.arange(rows, dtype=np.float32), np.full(rows, 3, np.float32)
+        new, old = kept.run([a, b], rows)
+        assert new is a
+        np.testing.assert_array_equal(new, np.arange(rows) + 3)
+        np.testing.assert_array_equal(old, np.arange(rows))
+        first, second = swapped.run([a, b], rows)
+        assert first is a
+        assert second is b
+        np.testing.assert_array_equal(a, np.full(rows, 3))
+        np.testing.assert_array_equal(b, np.arange(rows) + 3)

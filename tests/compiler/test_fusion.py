@@ -6,6 +6,7 @@ import needle as ndl
 from needle.backends import cpu
 from needle.compiler import pipeline
 from needle.compiler.fusion import Fusion
+from needle.compiler.passes.split_folds import LONG
 from needle.graph import trace
 
 
@@ -41,3 +42,26 @@ def test_gradients_of_flipped_products():
     actual = cpu.build(traced.graph).run(traced.arrays(*args))
     for a, e in zip(actual, program(*args), strict=True):
         np.testing.assert_allclose(a, e.numpy(), rtol=1e-11)
+
+
+def test_long_places_keep_what_tasks_share_apart():
+    """Where the largest of many elements stands is found by one task, for any number of rows."""
+
+    def program(x):
+        y = ndl.sin(x) * 2
+        return y, ndl.argmax(y, axis=1), y * ndl.argmin(y, axis=1, keepdims=True)
+
+    kernels = []
+    for rows in (2, 70):
+        x = ndl.asarray(np.random.default_rng(rows).normal(size=(rows, LONG)))
+        traced = trace(program, x)
+        groups = Fusion(pipeline.run(traced.graph)).run()
+        kernels.append(sorted(sorted(p.value.node.op.name for p in g.pieces) for g in groups))
+        found = [cpu.build(traced.graph, n).run(traced.arrays(x)) for n in (1, 2)]
+        for one, two, expected in zip(*found, program(x), strict=True):
+            np.testing.assert_array_equal(one, two)
+            np.testing.assert_allclose(one, expected.numpy(), rtol=1e-12)
+    assert kernels[0] == kernels[1]
+    # What reads and what is read, element by element, are kernels of their own.
+    assert ["argmax"] in kernels[0]
+    assert ["argmin"] in kernels[0]

@@ -27,6 +27,7 @@ from needle.compiler.access import (
 )
 from needle.compiler.index import Index, Var
 from needle.compiler.inner import is_addressable
+from needle.compiler.passes.split_folds import LONG
 from needle.compiler.rows import rows_in
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.fold import Fold
@@ -37,8 +38,6 @@ from needle.ops.record import Kind
 LONGEST = 60
 #: Pieces in one kernel.
 MOST_PIECES = 40
-#: A fold over more elements than this, with few results, is split into partial ones.
-LONG_FOLD = 1 << 15
 
 
 @dataclass(eq=False)
@@ -107,19 +106,6 @@ class Group:
             if piece.value is value:
                 return piece.at
         return None
-
-    @property
-    def is_split(self) -> bool:
-        """Whether its reduction is long and its results few, so that it is done in parts."""
-        rows = math.prod(v.extent for v in self.kept)
-        if any(rows_in(v.extent) for v in self.inner):
-            return False
-        return (
-            self.anchor is None
-            and bool(self.inner)
-            and rows < 64
-            and math.prod(v.extent for v in self.inner) >= LONG_FOLD
-        )
 
 
 def stored_values(graph: Graph) -> set[Value]:
@@ -306,7 +292,7 @@ class Fusion:
 
     def _merge(self, piece: Piece, group: Group, other: Group) -> None:
         """Take ``other``, which ``piece`` reads too, into ``group``, if it fits."""
-        if other.anchor is not None or other.is_split:
+        if other.anchor is not None:
             return
         if len(group.pieces) + len(other.pieces) > MOST_PIECES:
             return
@@ -458,12 +444,24 @@ def _fits(piece: Piece, group: Group, kept: set[Var], reduced: set[Var]) -> bool
         return fusable and kept == own_kept
     if reduced:
         if own_inner:
-            return reduced == own_inner and kept == own_kept and not group.is_split
+            return reduced == own_inner and kept == own_kept
         # A reduction of what the group computes: rows of it become the kept loops.
         if kept | reduced != own_kept:
             return False
-        long = math.prod(v.extent for v in reduced) >= LONG_FOLD
-        return not (long and math.prod(v.extent for v in kept) < 64)
+        return not _is_long(reduced)
     if kept == own_kept:
         return True
-    return bool(own_inner) and kept == own_kept | own_inner and not group.is_split
+    if any(rows_in(v.extent) for v in own_inner):
+        return kept == own_kept | own_inner
+    return bool(own_inner) and kept == own_kept | own_inner and not _is_long(own_inner)
+
+
+def _is_long(reduced: set[Var]) -> bool:
+    """Whether a reduction over these loops is one that `split_folds` would cut, but has left whole:
+    over any number of rows, or for the place of an extremum, where cutting means to read all twice.
+
+    Tasks cannot share its inner loops. So what is computed there apart from it, element by element,
+    stays a kernel of its own, which they can. Results decide nothing here: their number may be that
+    of a batch.
+    """
+    return math.prod(v.extent for v in reduced) >= LONG

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from needle.backends.cpu.control import Surroundings, plan_control
+from needle.backends.cpu.emit import no_code
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.product import plan_product
 from needle.backends.cpu.scan import plan_scan
@@ -13,7 +14,6 @@ from needle.backends.cpu.scatter import plan_scatter
 from needle.backends.cpu.sort import plan_sort
 from needle.backends.cpu.target import Target
 from needle.compiler.fusion import Group
-from needle.errors import CompileError
 from needle.graph.ir import Value
 from needle.ops.ordered import Scan, Scatter, Sort
 from needle.ops.record import Kind
@@ -66,9 +66,4 @@ def plan_anchor(
         return plan_sort(group, lower, target, threads)
     if node.op.kind is Kind.CONTROL:
         return plan_control(group, surroundings)
-    place = f" at {node.location}" if node.location else ""
-    layer = f" in layer {node.scope}" if node.scope else ""
-    raise CompileError(
-        f"{node.op.name}{place}{layer}: the CPU backend has no code for this op; run the part "
-        "that needs it outside of the compiled function"
-    )
+    raise no_code(node)

@@ -20,9 +20,20 @@ from needle.compiler import index as ix
 from needle.compiler.access import Access, IndexBuilder, Place, Source, broadcast, is_literal
 from needle.compiler.index import Loaded, Quotient, Remainder, Var
 from needle.dtypes import DType
-from needle.graph.ir import Value
+from needle.errors import CompileError
+from needle.graph.ir import Node, Value
 from needle.ops.record import Kind
 from needle.shapes import Shape
+
+
+def no_code(node: Node) -> CompileError:
+    """Return the error about an op that has no lowering."""
+    place = f" at {node.location}" if node.location else ""
+    layer = f" in layer {node.scope}" if node.scope else ""
+    return CompileError(
+        f"{node.op.name}{place}{layer}: the CPU backend has no code for this op; run the part "
+        "that needs it outside of the compiled function"
+    )
 
 
 class Cell(NamedTuple):
@@ -397,7 +408,7 @@ class Emitter:
         if node.op.kind is Kind.ELEMENTWISE:
             cells = [self.element(v, broadcast(at, v.shape)) for v in node.inputs]
             if node.op.lower is None:
-                raise NotImplementedError(f"{node.op.name} has no lowering")
+                raise no_code(node)
             lower: Any = node.op.lower
 
             result = self.combine(

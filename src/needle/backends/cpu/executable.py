@@ -5,16 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from needle import dtypes
-from needle.arrays import aligned, maker
+from needle.arrays import maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import DONE, make_call
+from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
 from needle.backends.cpu.emit import Fault
-from needle.backends.cpu.kernel import STATUS_WORDS
 from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.stamps import stamp_buffer, stamp_times
@@ -48,10 +47,7 @@ class Executable:
         self._library = jit.load_object(code, ["entry"])
         self._idle: list[_Call] = []
         self._new = [maker(*o.spec) for o in recipe.outputs if o.slot is not None]
-        self._has_copies = any(
-            o.copy is not None or (o.slot is not None and o.source is not None)
-            for o in recipe.outputs
-        )
+        self._has_copies = has_copies(recipe)
         self._is_new = len(self._new) == len(recipe.outputs)
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
@@ -75,54 +71,17 @@ class Executable:
             call = _Call(self.recipe, self._library, self.stamps)
         new = [make() for make in self._new]
         if self._has_copies:
-            return self._run_with_copies(call, arrays, new)
+            return run_with_copies(self.recipe, arrays, new, lambda: self._run(call, arrays, new))
+        self._run(call, arrays, new)
+        return new if self._is_new else collect(self.recipe, arrays, new)
+
+    def _run(self, call: _Call, arrays: Sequence[Array], new: list[Array]) -> None:
         done = call.native((*arrays, *new))
         if done != DONE:
             raise self._misfit(arrays, done)
         if call.status[0]:
             raise self._fault(call)
         self._idle.append(call)
-        return new if self._is_new else self._collect(arrays, new)
-
-    def _collect(self, arrays: Sequence[Array], new: list[Array]) -> list[Array]:
-        """Return the outputs: new arrays, and inputs that were overwritten."""
-        fresh = iter(new)
-        return [
-            arrays[o.source] if o.slot is None and o.source is not None else next(fresh)
-            for o in self.recipe.outputs
-        ]
-
-    def _run_with_copies(
-        self, call: _Call, arrays: Sequence[Array], new: list[Array]
-    ) -> list[Array]:
-        """Run where some outputs are copies of inputs, of constants or of other outputs."""
-        outputs = self.recipe.outputs
-        before = {
-            i: arrays[o.copy[1]].copy()
-            for i, o in enumerate(outputs)
-            if o.copy is not None and o.copy[0] == "input"
-        }
-        done = call.native((*arrays, *new))
-        if done != DONE:
-            raise self._misfit(arrays, done)
-        if call.status[0]:
-            raise self._fault(call)
-        self._idle.append(call)
-        results = self._collect(arrays, new)
-        for i, o in enumerate(outputs):
-            if o.copy is None:
-                continue
-            kind, place = o.copy
-            if kind == "input":
-                results[i][...] = before[i]
-            else:
-                source = results if kind == "output" else self.recipe.constants
-                results[i][...] = source[place]
-        for i, o in enumerate(outputs):
-            if o.source is not None and o.slot is not None:
-                np.copyto(arrays[o.source], results[i])
-                results[i] = arrays[o.source]
-        return results
 
     def last_stamps(self) -> list[int]:
         """Return the times, in nanoseconds, that the call that ended last has noted."""
@@ -140,9 +99,7 @@ class Executable:
         )
 
     def _fault(self, call: _Call) -> Exception:
-        number, place, value = call.status[:3]
-        for word in range(3):
-            call.status[word] = 0
+        number, place, value = call.take_fault()
         self._idle.append(call)
         return exception_of(self.recipe.faults[number - 1], place, value)
 
@@ -191,30 +148,24 @@ class Source:
 Recorder: TypeAlias = "Callable[[Executable, Sequence[Array]], list[Array]]"
 
 
-class _Call:
-    """The table of one call at a time, with an arena of its own."""
+class _Call(Table):
+    """A table with the native function that fills in the arrays of a call and runs the program."""
 
     def __init__(self, recipe: Recipe, library: jit.Library, stamps: int = 0) -> None:
-        table: Any = (ctypes.c_void_p * (recipe.slots + 1))()
+        super().__init__(recipe, extra=1)
         self.stamps = stamp_buffer(stamps)
-        table[recipe.slots] = ctypes.addressof(self.stamps)
-        arena = aligned((recipe.arena_bytes,), dtypes.uint8)
-        self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
-        table[recipe.arena_slot] = arena.ctypes.data
-        table[recipe.status_slot] = ctypes.addressof(self.status)
-        for i, constant in enumerate(recipe.constants[: recipe.addressed]):
-            table[recipe.first_constant + i] = constant.ctypes.data
+        self.slots[recipe.slots] = ctypes.addressof(self.stamps)
         new = [o for o in recipe.outputs if o.slot is not None]
         slots = [*range(len(recipe.inputs)), *(o.slot for o in new if o.slot is not None)]
         written = {o.source for o in recipe.outputs if o.source is not None}
         written |= {len(recipe.inputs) + i for i in range(len(new))}
         self.native = make_call(
             library.address("entry"),
-            table,
+            self.slots,
             [*recipe.inputs, *(o.spec for o in new)],
             slots,
             written,
-            keep=(library, arena, self.status, self.stamps, recipe.constants),
+            keep=(library, self.arena, self.status, self.stamps, recipe.constants),
         )
 
 
@@ -228,17 +179,26 @@ def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Execu
     """
     target = target or host()
     source = Source(graph, threads, target)
-    key = source.key()
+    recipe, code = compiled(source.key(), lambda: Program(pipeline.run(graph), threads, target))
+    return Executable(recipe, code, source)
+
+
+def compiled(key: str, make: Callable[[], Program]) -> tuple[Recipe, bytes]:
+    """Return a program as recipe and object code: from the cache, or compiled and put there.
+
+    Args:
+        key: of the cache.
+        make: returns the program.
+    """
     entry = cache.get(key)
     if entry is not None:
-        recipe = Recipe.from_json(entry.metadata, entry.objects[1])
-        return Executable(recipe, entry.objects[0], source)
-    program = Program(pipeline.run(graph), threads, target)
-    code = jit.compile_object(program.module, target)
+        return Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0]
+    program = make()
+    code = jit.compile_object(program.module, program.module.target)
     recipe = Recipe.of(program)
     values = b"".join(c.tobytes() for c in recipe.constants)
     cache.put(key, [code, values], recipe.to_json())
-    return Executable(recipe, code, source)
+    return recipe, code
 
 
 def build_stamped(source: Source) -> tuple[Executable, Program]:

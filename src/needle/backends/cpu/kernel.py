@@ -82,11 +82,6 @@ class KernelFunction:
         """Return another function that computes a part of the kernel."""
         return KernelFunction(f, args, self._locations, self.own, self._faults, self.status_slot)
 
-    @property
-    def written(self) -> set[Value]:
-        """The kernel's values that get memory."""
-        return {v for v in self.own if self._locations(v) is not None}
-
     def is_written(self, value: Value) -> bool:
         """Whether a value that the kernel computes gets memory."""
         return value in self.own and self._locations(value) is not None

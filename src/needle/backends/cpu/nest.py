@@ -31,7 +31,7 @@ def emit_nest(kernel: KernelFunction, group: Group, tasks: int) -> None:
     """Emit a group's loops into ``kernel``, of which each of ``tasks`` does its share."""
     if any(v.extent == 0 for v in group.kept):
         return
-    nest = plan_nest(group, kernel.written, kernel.f.target, tasks)
+    nest = plan_nest(group, kernel.f.target, tasks)
     NestEmitter(kernel, nest, tasks).emit()
 
 

@@ -12,17 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from needle import dtypes
-from needle.arrays import aligned, maker
+from needle.arrays import maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address
-from needle.backends.cpu.executable import exception_of
-from needle.backends.cpu.kernel import ROWS_WORD, STATUS_WORDS, TASKS_WORD
+from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
+from needle.backends.cpu.executable import compiled, exception_of
+from needle.backends.cpu.kernel import ROWS_WORD, TASKS_WORD
 from needle.backends.cpu.program import Program
-from needle.backends.cpu.recipe import Recipe
-from needle.backends.cpu.target import host
+from needle.backends.cpu.target import Target, host
 from needle.backends.cpu.threads import get_num_threads
 from needle.compiler import pipeline
 from needle.compiler.fingerprint import fingerprint
@@ -44,10 +41,14 @@ class RowProgram:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.recipe, code = _compiled(graph)
+        target = host()
+        key = cache.key("rows", fingerprint(graph), repr(target))
+        self.recipe, code = compiled(key, lambda: _program(graph, target))
         self._library = jit.load_object(code, ["entry"])
         self._entry = self._library.function("entry", ctypes.c_void_p)
-        self._idle: list[_Table] = []
+        self._idle: list[Table] = []
+        self._new = [(o.slot, o.spec) for o in self.recipe.outputs if o.slot is not None]
+        self._has_copies = has_copies(self.recipe)
         self._count = len(graph.outputs)
 
     def run(self, arrays: Sequence[Array], rows: int) -> list[Array]:
@@ -57,51 +58,33 @@ class RowProgram:
             OutOfRangeError: a label or an index is out of range.
         """
         recipe = self.recipe
-        table = self._idle.pop() if self._idle else _Table(recipe)
+        table = self._idle.pop() if self._idle else Table(recipe)
         nbytes = 0
         for i, array in enumerate(arrays):
             table.slots[i] = address(array)
             nbytes += array.nbytes
-        outputs = []
-        for o in recipe.outputs:
-            if o.slot is None:
-                assert o.source is not None
-                outputs.append(arrays[o.source])
-                continue
-            output = maker(actual(o.spec.shape, rows), o.spec.dtype)()
-            table.slots[o.slot] = address(output)
-            outputs.append(output)
-        status = table.status
-        status[ROWS_WORD] = rows
-        status[TASKS_WORD] = get_num_threads() if nbytes >= SMALL_BYTES else 1
-        self._entry(table.address)
-        if status[0]:
-            fault, place, value = recipe.faults[status[0] - 1], status[1], status[2]
-            status[0] = 0
-            self._idle.append(table)
-            fault = type(fault)(fault.op, fault.attrs, actual(fault.shape, rows), fault.location)
-            raise exception_of(fault, place, value)
-        self._idle.append(table)
-        for o, output in zip(recipe.outputs, outputs, strict=True):
-            if o.copy is not None:
-                kind, place = o.copy
-                sources = {"input": arrays, "output": outputs, "constant": recipe.constants}
-                np.copyto(output, sources[kind][place])
+        new = []
+        for slot, spec in self._new:
+            output = maker(actual(spec.shape, rows), spec.dtype)()
+            table.slots[slot] = address(output)
+            new.append(output)
+        table.status[ROWS_WORD] = rows
+        table.status[TASKS_WORD] = get_num_threads() if nbytes >= SMALL_BYTES else 1
+        if self._has_copies:
+            outputs = run_with_copies(recipe, arrays, new, lambda: self._run(table, rows))
+        else:
+            self._run(table, rows)
+            outputs = collect(recipe, arrays, new)
         return outputs[: self._count]
 
-
-class _Table:
-    """The table of one call at a time."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.slots: Any = (ctypes.c_void_p * recipe.slots)()
-        self.address = ctypes.addressof(self.slots)
-        self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
-        self._arena = aligned((recipe.arena_bytes,), dtypes.uint8)
-        self.slots[recipe.arena_slot] = self._arena.ctypes.data
-        self.slots[recipe.status_slot] = ctypes.addressof(self.status)
-        for i, constant in enumerate(recipe.constants[: recipe.addressed]):
-            self.slots[recipe.first_constant + i] = constant.ctypes.data
+    def _run(self, table: Table, rows: int) -> None:
+        self._entry(table.address)
+        number, place, value = table.take_fault() if table.status[0] else (0, 0, 0)
+        self._idle.append(table)
+        if number:
+            fault = self.recipe.faults[number - 1]
+            fault = type(fault)(fault.op, fault.attrs, actual(fault.shape, rows), fault.location)
+            raise exception_of(fault, place, value)
 
 
 def actual(shape: Shape, rows: int) -> Shape:
@@ -109,14 +92,8 @@ def actual(shape: Shape, rows: int) -> Shape:
     return tuple([rows_in(n) * rows if rows_in(n) else n for n in shape])
 
 
-def _compiled(graph: Graph) -> tuple[Recipe, bytes]:
-    target = host()
-    key = cache.key("rows", fingerprint(graph), repr(target))
-    entry = cache.get(key)
-    if entry is not None:
-        return Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0]
+def _program(graph: Graph, target: Target) -> Program:
     optimised = pipeline.run(graph)
-    donations = optimised.donations
     program = Program(optimised, 1, target)
     # What has rows has no place in an arena of known size: it becomes an output like the others.
     layout = program.layout
@@ -125,15 +102,11 @@ def _compiled(graph: Graph) -> tuple[Recipe, bytes]:
         for v, location in layout.locations.items()
         if location.slot == layout.arena_slot and any(rows_in(n) for n in v.shape)
     ]
-    if extra:
-        outputs = [*optimised.outputs, *extra]
-        optimised = Graph(optimised.inputs, optimised.nodes, outputs, donations, optimised.name)
-        program = Program(optimised, 1, target)
-    code = jit.compile_object(program.module, target)
-    recipe = Recipe.of(program)
-    values = b"".join(c.tobytes() for c in recipe.constants)
-    cache.put(key, [code, values], recipe.to_json())
-    return recipe, code
+    if not extra:
+        return program
+    outputs, donations = [*optimised.outputs, *extra], optimised.donations
+    optimised = Graph(optimised.inputs, optimised.nodes, outputs, donations, optimised.name)
+    return Program(optimised, 1, target)
 
 
 def graph_of(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> Graph:

@@ -16,10 +16,7 @@ from needle.compiler.fusion import Group, Piece
 from needle.compiler.index import Index, Var
 from needle.compiler.rows import rows_in
 from needle.graph.ir import Value
-from needle.ops.record import Kind
 
-#: Vectors in one turn of a loop, so that the processor has independent work.
-UNROLL = 4
 #: Bytes of a row that may be kept between the turns over it.
 SCRATCH_BYTES = 1 << 15
 
@@ -86,12 +83,11 @@ def is_fold(piece: Piece) -> bool:
     return piece.body is not None
 
 
-def plan_nest(group: Group, written: set[Value], target: Target, tasks: int) -> Nest:
+def plan_nest(group: Group, target: Target, tasks: int) -> Nest:
     """Return the plan for a group.
 
     Args:
         group: loops and pieces.
-        written: values that get memory.
         target: the processor.
         tasks: how many share the work.
     """
@@ -110,7 +106,7 @@ def plan_nest(group: Group, written: set[Value], target: Target, tasks: int) -> 
     nest.need = turns_needed(pieces)
     nest.shared = _shared(nest, tasks)
     if nest.vector is not None and nest.vector in inner:
-        nest.scratch = _scratch(nest, written)
+        nest.scratch = _scratch(nest)
     return nest
 
 
@@ -239,7 +235,7 @@ def _shared(nest: Nest, tasks: int) -> Var | None:
     return max(nest.kept, key=lambda v: v.extent / unit[v])
 
 
-def _scratch(nest: Nest, written: set[Value]) -> list[Piece]:
+def _scratch(nest: Nest) -> list[Piece]:
     """Return the pieces that cost more to compute again than to keep."""
     elements = math.prod(v.extent for v in nest.inner)
     last_use: dict[Value, int] = {}
@@ -281,4 +277,4 @@ class Scratch:
         return cls(pointer, ix.ravel(place, extents))
 
 
-__all__ = ["Kind", "Nest", "Scratch", "is_fold", "plan_nest", "turns_needed"]
+__all__ = ["Nest", "Scratch", "is_fold", "plan_nest", "turns_needed"]

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from needle.compiler.rows import rows_in
 from needle.dtypes import accumulation_dtype
 from needle.graph.ir import Graph, Node, Value, keep
+from needle.graph.rewrite import apply
 from needle.ops.copying import astype
 from needle.ops.fold import Fold
 from needle.ops.joining import concat
 from needle.ops.movement import reshape
 from needle.ops.record import Op
 from needle.ops.slicing import strided_slice
-from needle.shapes import Spec
 
 #: Elements that are combined to one before a reduction counts as long.
 LONG = 1 << 15
@@ -53,10 +53,7 @@ def _is_long(node: Node) -> bool:
 
 def _apply(origin: Node, op: Op, inputs: Sequence[Value], **attrs: object) -> Value:
     """Return the result of a new node in the place of ``origin``."""
-    spec = op.infer(*(v.spec for v in inputs), **attrs)
-    assert isinstance(spec, Spec)
-    node = Node(op, inputs, attrs, [spec], origin.location, origin.scope, origin.is_backward)
-    return node.result
+    return apply(op, tuple(inputs), attrs, origin)
 
 
 def _split(node: Node, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
