@@ -68,9 +68,14 @@ def test_code_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
 
 
-def test_printed_values_of_the_readme_are_true(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [blocks(ROOT / "README.md")[0], *blocks(ROOT / "docs" / "CONTROL_FLOW.md")],
+    ids=lambda code: str(code.count("\n")),
+)
+def test_printed_values_are_true(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Where a line says ``print(x)  # text``, it prints that text."""
-    code = blocks(ROOT / "README.md")[0]
     said = re.findall(r"^print\(.*\)\s+# (.+)$", code, flags=re.MULTILINE)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert said
+    exec(compile(code, "page", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip().splitlines() == said
