@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -48,9 +49,18 @@ class Undefined(Exception):
 
 def interpret_shaken(graph: Graph, arrays: Sequence[Array], seed: int) -> list[Array]:
     """Return the outputs of ``graph``, with errors that rounding may make."""
-    rng = np.random.default_rng(seed)
+    return _run(graph, arrays, np.random.default_rng(seed), set())
+
+
+def _run(
+    graph: Graph, arrays: Sequence[Array], rng: np.random.Generator, changed: set[Value]
+) -> list[Array]:
+    """Run ``graph`` and what is inside of it; ``changed`` are inputs that have been rounded."""
     held = dict(zip(graph.inputs, arrays, strict=True))
-    changed: set[Value] = set()
+
+    def run_inner(graph: Graph, arrays: Sequence[Array]) -> list[Array]:
+        return _run(graph, arrays, rng, set(graph.inputs))
+
     for node in graph.nodes:
         inputs = [held[v] if v.constant is None else v.constant for v in node.inputs]
         results: Sequence[Array]
@@ -60,6 +70,10 @@ def interpret_shaken(graph: Graph, arrays: Sequence[Array], seed: int) -> list[A
                 changed.update(node.results)
                 if node.op.name in ROUNDING:  # of other numbers, it may be to the other side
                     results = [shake(a, rng) for a in results]
+        elif node.op.kind is Kind.CONTROL:  # rounds nothing itself
+            changed.update(node.results)
+            with mock.patch.object(Graph, "run", run_inner):
+                results = run_node(node, inputs)
         else:
             changed.update(node.results)
             if node.op.kind is not Kind.ELEMENTWISE or node.op.decompose is not None:

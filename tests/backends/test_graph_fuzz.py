@@ -181,6 +181,11 @@ def test_what_is_below_the_normal_numbers_may_be_nothing() -> None:
     agree(lambda x: [ndl.sigmoid(x) * 3], np.array([-100.0, -90.0, 0.0], np.float32))
 
 
+def test_what_branches_cancel_is_measured_by_what_they_round() -> None:
+    x = np.linspace(2, 6, 180)
+    agree(lambda x: [ndl.cond((x > 3).any(), lambda x: 1 - ndl.tanh(x) ** 2, lambda x: x, x)], x)
+
+
 @pytest.mark.parametrize("target", NARROW, ids=lambda target: target.name)
 def test_bfloat_is_moved_without_a_library(target: Target) -> None:
     x = np.arange(-30, 30, dtype=np.float32).reshape(5, 12).astype(dtypes.bfloat16)
