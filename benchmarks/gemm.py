@@ -27,6 +27,10 @@ TURNED = {
     "tt": SHAPES[:7],
 }
 
+#: Squares whose operands begin so many bytes off a cache line, as NumPy's arrays often do.
+OFF = 16
+OFF_LINE = [(n, n, n) for n in (64, 128, 256, 300, 512, 1024)]
+
 
 def fastest(workers: list[Worker], args: dict[str, object], seconds: float) -> dict[str, float]:
     """Return the seconds per call of each worker's fastest repetition."""
@@ -54,9 +58,9 @@ def measured(
     """
     names = {"f32": "float32", "f64": "float64"}
     cases = [
-        (f"{m}×{k}·{k}×{n} {layout} {dtype}", m, n, k, layout, names[dtype])
+        (f"{m}×{k}·{k}×{n} {layout} {dtype}{' off' if off else ''}", m, n, k, layout, dtype, off)
         for dtype in dtypes.split(",")
-        for layout, shapes in TURNED.items()
+        for layout, shapes, off in [*((*item, 0) for item in TURNED.items()), ("nn", OFF_LINE, OFF)]
         for m, n, k in shapes
     ]
     chosen = [case for case in cases if re.search(only, case[0])]
@@ -64,8 +68,11 @@ def measured(
         return []
     workers = [Worker("gemm", threads), Worker("torch", threads)]
     rows = []
-    for name, m, n, k, layout, dtype in track(chosen, "products", console=Console(stderr=True)):
-        request = {"m": m, "n": n, "k": k, "layout": layout, "dtype": dtype}
+    for name, m, n, k, layout, dtype, off in track(
+        chosen, "products", console=Console(stderr=True)
+    ):
+        request = {"m": m, "n": n, "k": k, "layout": layout, "dtype": names[dtype]}
+        request |= {"off": off} if off else {}
         best = fastest(
             workers, {**request, "sizes": sizes} if sizes != "known" else request, seconds
         )

@@ -13,15 +13,18 @@ from needle.backends.cpu import jit, threads
 from needle.backends.cpu.gemm import GemmSpec, Matrix, emit_gemm, emit_launch
 from needle.backends.cpu.module import Module
 
+UINT8 = np.dtype(np.uint8)
+
 
 def set_threads(count: int) -> None:
     threads.set_num_threads(count)
 
 
-def operand(rows: int, columns: int, is_transposed: bool, dtype: str) -> Any:
-    """A matrix of random numbers that begins on a cache line."""
+def operand(rows: int, columns: int, is_transposed: bool, dtype: str, off: int = 0) -> Any:
+    """A matrix of random numbers that begins so many bytes off a cache line."""
     shape = (columns, rows) if is_transposed else (rows, columns)
-    values = aligned(shape, np.dtype(dtype))
+    kind = np.dtype(dtype)
+    values = np.ndarray(shape, kind, aligned((off + rows * columns * kind.itemsize,), UINT8), off)
     values[...] = np.random.default_rng(0).standard_normal(shape)
     return values.T if is_transposed else values
 
@@ -31,11 +34,12 @@ def _matrix(x: Any) -> Matrix:
 
 
 def product(
-    m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known"
+    m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known", off: int = 0
 ) -> Callable[[], Any]:
-    """One product; ``layout`` is n or t for each operand; sizes are known or unknown."""
-    a = operand(m, k, layout[0] == "t", dtype)
-    b = operand(k, n, layout[1] == "t", dtype)
+    """One product; ``layout`` is n or t for each operand; sizes are known or unknown; operands
+    begin ``off`` bytes off a cache line."""
+    a = operand(m, k, layout[0] == "t", dtype, off)
+    b = operand(k, n, layout[1] == "t", dtype, off)
     c = operand(m, n, False, dtype)
     count = threads.get_num_threads()
     spec = GemmSpec(m, n, k, *map(_matrix, (a, b, c)), dtype=a.dtype)
@@ -53,7 +57,7 @@ def product(
     values = np.array([*kernel.sizes(count, **given), 0] if kernel.parameters else [0], np.int64)
     tasks = int(values[-4:-1].prod()) if kernel.parameters else kernel.tasks
     bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m)
-    workspace = aligned((bytes_ * tasks + 64,), np.dtype(np.uint8))
+    workspace = aligned((bytes_ * tasks + 64,), UINT8)
     addresses = [x.ctypes.data for x in (a, b, c, workspace, workspace, values)]
     words = np.array([*addresses, bytes_, tasks], np.int64)
     address = ctypes.c_void_p(words.ctypes.data)

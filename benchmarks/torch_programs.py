@@ -88,11 +88,19 @@ def matmul(m: int, k: int, n: int) -> Program:
     return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
 
 
-def product(m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known") -> Program:
-    """For `benchmarks.gemm`; PyTorch does not know sizes before."""
+def product(
+    m: int, n: int, k: int, layout: str, dtype: str, sizes: str = "known", off: int = 0
+) -> Program:
+    """For `benchmarks.gemm`; PyTorch does not know sizes before. Its memory begins on cache lines;
+    operands ``off`` bytes beyond."""
     kind = getattr(torch, dtype)
-    a = torch.randn(k, m, dtype=kind).T if layout[0] == "t" else torch.randn(m, k, dtype=kind)
-    b = torch.randn(n, k, dtype=kind).T if layout[1] == "t" else torch.randn(k, n, dtype=kind)
+
+    def operand(rows: int, columns: int) -> torch.Tensor:
+        first = off // kind.itemsize
+        return torch.randn(first + rows * columns, dtype=kind)[first:].view(rows, columns)
+
+    a = operand(k, m).T if layout[0] == "t" else operand(m, k)
+    b = operand(n, k).T if layout[1] == "t" else operand(k, n)
     c = torch.empty(m, n, dtype=kind)
     return lambda: torch.mm(a, b, out=c)
 

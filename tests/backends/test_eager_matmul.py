@@ -12,6 +12,7 @@ import pytest
 
 import needle as ndl
 from needle import dtypes
+from needle.arrays import aligned
 from needle.backends.cpu.matmul import matmul
 from needle.ops.record import REGISTRY
 
@@ -106,6 +107,52 @@ def test_compiled_code_has_the_same_bits() -> None:
     x, w = ndl.asarray(normal(33, 100)), ndl.asarray(normal(100, 50, seed=1))
     compiled = ndl.compile(lambda x, w: x @ w)
     np.testing.assert_array_equal(compiled(x, w).numpy(), (x @ w).numpy())
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 65, 161), (97, 512, 300), (130, 1024, 512), (70, 96, 2000), (5, 70, 300)],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits_do_not_depend_on_where_arrays_begin(
+    shape: tuple[int, int, int], dtype: Any, threads: int
+) -> None:
+    """Whether B is packed depends on its address, in kernels of known and of unknown sizes."""
+    m, n, k = shape
+    before = ndl.get_num_threads()
+    ndl.set_num_threads(threads)
+    try:
+        compiled = ndl.compile(lambda x, y: x @ y)
+        x = placed(normal(m, k, dtype=dtype), 0)
+        expected = matmul(x, placed(normal(k, n, seed=1, dtype=dtype), 0))
+        for off in (0, 8, 16, 32, 56):
+            y = placed(normal(k, n, seed=1, dtype=dtype), off)
+            assert y.ctypes.data % 64 == off
+            np.testing.assert_array_equal(matmul(x, y), expected)
+            given = ndl.asarray(x), ndl.asarray(y)
+            np.testing.assert_array_equal(compiled(*given).numpy(), expected)
+    finally:
+        ndl.set_num_threads(before)
+    np.testing.assert_allclose(expected, x @ y, rtol=1e-3, atol=1e-3)
+
+
+def test_matrices_of_a_batch_begin_anywhere() -> None:
+    """The batch's stride is odd, so that each of its matrices begins elsewhere in a line."""
+    x = normal(3, 80, 200)
+    rows = placed(normal(3 * (200 * 96 + 1), seed=1), 0).reshape(3, -1)
+    y = np.lib.stride_tricks.as_strided(rows, (3, 200, 96), (rows.strides[0], 96 * 4, 4))
+    expected = np.stack([matmul(a, placed(b, 0)) for a, b in zip(x, y, strict=True)])
+    np.testing.assert_array_equal(matmul(x, y), expected)
+
+
+def placed(values: Array, off: int) -> Array:
+    """Return a copy that begins ``off`` bytes beyond a cache line."""
+    memory = aligned((values.nbytes + off,), dtypes.uint8)
+    copy: Array = np.ndarray(values.shape, values.dtype, memory, off)
+    copy[...] = values
+    return copy
 
 
 def test_threads_of_python_at_once() -> None:

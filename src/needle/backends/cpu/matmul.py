@@ -29,6 +29,7 @@ from needle.backends.cpu.gemm import (
     emit_gemm,
     emit_launch,
 )
+from needle.backends.cpu.gemm.plan import NEVER
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import host
@@ -166,7 +167,7 @@ class _Kernel:
         sizes = product.sizes(threads, **known)
         chosen = dict(zip(product.parameters, sizes, strict=True))
         tasks = math.prod(sizes[-3:])
-        packs = plan.pack_a or plan.pack_b or chosen["pack_a"] or chosen["pack_b"]
+        packs = plan.pack_a or plan.pack_b or chosen["pack_a"] or chosen["pack_b"] != NEVER
         bytes_ = 0
         if packs or axes.k > chosen["k_block"]:
             bytes_ = plan.workspace_bytes(product.spec, product.lanes, axes.m)

@@ -79,7 +79,15 @@ def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
     batch = [0] * lead + [
         0 if n == 1 else s for n, s in zip(value.shape[:-2], view.strides[:-2], strict=True)
     ]
-    return Matrix(value.dtype, view.strides[-2], view.strides[-1], tuple(batch))
+    # What the program computes lies in its arena, on cache lines; users' arrays lie anywhere.
+    is_given = view.base.node is None
+    return Matrix(
+        value.dtype,
+        view.strides[-2],
+        view.strides[-1],
+        tuple(batch),
+        may_be_off_line=is_given,
+    )
 
 
 def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from needle.backends.cpu.gemm.loops import Product
-from needle.backends.cpu.gemm.plan import Plan, choose_blocks, chooses_a, make_plan, task_grid
+from needle.backends.cpu.gemm.plan import (
+    ALWAYS,
+    IF_OFF_LINE,
+    NEVER,
+    Plan,
+    choose_blocks,
+    chooses_a,
+    make_plan,
+    task_grid,
+)
 from needle.backends.cpu.gemm.spec import GemmSpec
 from needle.backends.cpu.llvm import Function, Index, Module
 from needle.backends.cpu.target import Target
@@ -80,15 +89,16 @@ class GemmKernel:
             )
         )
         block, packs = choose_blocks(spec, m, n, k, b_row)
-        packs = packs or (b_column != 1 and n > 1)
+        if b_column != 1 and n > 1:
+            packs = True
         values = {**known, "k_block": min(block or self.plan.depth, self.plan.depth)}
         values["pack_a"] = int(chooses_a(spec, m, n, k, a_row, a_column))
-        values["pack_b"] = int(packs)
+        values["pack_b"] = IF_OFF_LINE if packs is None else ALWAYS if packs else NEVER
         batch = 1
         for i, extent in enumerate(spec.batch):
             batch *= known[f"batch{i}"] if extent is None else extent
         tile = (self.plan.rows, self.plan.vectors * self.lanes)
-        grid = task_grid((m, n, k), batch, tile, threads, packs)
+        grid = task_grid((m, n, k), batch, tile, threads, bool(packs))
         values |= zip(("batch_tasks", "row_tasks", "column_tasks"), grid, strict=True)
         return [values[name] for name in self.parameters]
 

@@ -9,7 +9,7 @@ from needle import dtypes
 from needle.backends.cpu.gemm import packing
 from needle.backends.cpu.gemm.dot import DotKernel, gather_vector
 from needle.backends.cpu.gemm.microkernel import Microkernel, Tile
-from needle.backends.cpu.gemm.plan import Plan, is_dot, uses_masks
+from needle.backends.cpu.gemm.plan import IF_OFF_LINE, Plan, is_dot, uses_masks
 from needle.backends.cpu.gemm.spec import GemmSpec, Matrix
 from needle.backends.cpu.gemm.tiling import max_index, tile_columns, tile_rows
 from needle.backends.cpu.llvm import Function, Index, Operand
@@ -40,20 +40,27 @@ class Product:
         self.columns = tile_columns(f, self.n, self.lanes, plan.vectors, masks)
         self.width = plan.vectors * self.lanes
         self.k_block: Index | None = loaded["k_block"] if plan.k_block == 0 else plan.k_block
-        self.packs_a = self._choice(loaded, "pack_a", plan.pack_a)
-        self.packs_b = self._choice(loaded, "pack_b", plan.pack_b)
+        self.packs_a: bool | Operand
+        if plan.pack_a is None:
+            self.packs_a = f.compare("ne", loaded["pack_a"], f.constant(0, dtypes.int64))
+        else:
+            self.packs_a = plan.pack_a
+        #: How many bytes B may be off, if that decides whether it is packed.
+        self.most_off = _size(loaded, "pack_b", None if parameters else IF_OFF_LINE)
         packed_b, packed_a = plan.packed_elements(self.lanes)
         self.packed_a = f.pointer("%workspace", packed_b, spec.dtype)
         self.partial = f.pointer("%workspace", packed_b + packed_a, spec.dtype)
         #: Whether a packed A is stored column by column. One that is packed by choice is.
         self.turned_a = spec.a.load is None and (spec.a.row == 1 or plan.pack_a is None)
 
-    def _choice(
-        self, loaded: Mapping[str, Operand], name: str, known: bool | None
-    ) -> bool | Operand:
-        if known is not None:
-            return known
-        return self.f.compare("ne", loaded[name], self.f.constant(0, dtypes.int64))
+    def packs_b(self, b: str) -> bool | Operand:
+        """Return whether a matrix B is packed, given where it begins."""
+        f = self.f
+        if self.plan.pack_b is not None:
+            return self.plan.pack_b
+        place = Operand(f.value(f"ptrtoint ptr {b} to i64"), dtypes.int64)
+        off = f.mod_index(place, f.target.vector_bytes)
+        return f.compare("sgt", f.operand(off), f.operand(self.most_off))
 
     def emit(self) -> None:
         """Emit the loop over the task's matrices."""
@@ -119,6 +126,7 @@ class Block:
         self.a = product.a.matrix(f, "%a", axes)
         self.b = product.b.matrix(f, "%b", axes)
         self.c = product.c.matrix(f, "%c", axes)
+        self.packs_b = product.packs_b(self.b)
         self.rows, self.columns = rows, columns
         # The block that is being emitted: its first tiles, first k, and how many k.
         self.first_row: Index = 0
@@ -170,9 +178,9 @@ class Block:
     def _block_of_k(self, last_column: Index) -> None:
         f, plan, product = self.f, self.plan, self.product
         columns = (self.first_column, last_column)
-        if isinstance(product.packs_b, Operand):
-            f.branch(product.packs_b, lambda: product.columns.each(*columns, self._pack_b))
-        elif product.packs_b:
+        if isinstance(self.packs_b, Operand):
+            f.branch(self.packs_b, lambda: product.columns.each(*columns, self._pack_b))
+        elif self.packs_b:
             product.columns.each(*columns, self._pack_b)
 
         def row_block(first: Index, _: list[Operand]) -> None:
@@ -348,7 +356,6 @@ class Block:
             _known(a_k),
             _known(b_k),
             spec.c.row,
-            padded=product.packs_b is True,
             resumes=resumes,
             epilogue=spec.epilogue,
         )
@@ -392,7 +399,7 @@ class Block:
 
     def _operand_b(self, j: Index, column: Index, columns: int) -> tuple[str, Index]:
         """Return where a tile's part of B starts, and its stride."""
-        f, strides, packs = self.f, self.product.b, self.product.packs_b
+        f, strides, packs = self.f, self.product.b, self.packs_b
         if packs is True:
             return self._panel(j), columns
         offset = f.add_index(f.mul_index(self.start, strides.row), column)

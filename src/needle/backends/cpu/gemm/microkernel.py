@@ -58,7 +58,6 @@ class Microkernel:
         a_row, a_k: strides of A.
         b_k: stride of B; its columns are neighbours.
         c_row: stride of C.
-        padded: whether B can be read beyond the last column (it is packed).
         resumes: whether the sum may be part of a longer one: the argument ``first`` says whether it
             starts from 0 or from what ``partial`` holds, ``last`` whether it is finished.
         epilogue: what is done with the sums; None stores them to C.
@@ -71,7 +70,6 @@ class Microkernel:
     a_k: Extent
     b_k: Extent
     c_row: Extent
-    padded: bool = False
     resumes: bool = False
     epilogue: Epilogue | None = None
 
@@ -79,7 +77,7 @@ class Microkernel:
     def key(self) -> Hashable:
         """What the function is memoised by."""
         epilogue = self.epilogue.key if self.epilogue else None
-        fields = (self.k, self.a_row, self.a_k, self.b_k, self.c_row, self.padded, self.resumes)
+        fields = (self.k, self.a_row, self.a_k, self.b_k, self.c_row, self.resumes)
         return ("gemm tile", self.tile, self.dtype, fields, epilogue)
 
     def _sizes(self) -> dict[str, Extent]:
@@ -202,10 +200,9 @@ class _Emitter:
         f, dtype = self.f, self.kernel.dtype
         a = f.pointer(a, f.mul_index(u, self.sizes["a_k"]), dtype)
         b = f.pointer(b, f.mul_index(u, self.sizes["b_k"]), dtype)
-        masks = [None] * self.vectors if self.kernel.padded else self.masks
         row = [
             f.load(b, column, dtype, width, mask)
-            for column, width, mask in zip(self.columns, self.tile.widths, masks, strict=True)
+            for column, width, mask in zip(self.columns, self.tile.widths, self.masks, strict=True)
         ]
         result = []
         for i, offset in enumerate(offsets):

@@ -39,6 +39,9 @@ ROW_BLOCK = 192
 #: Bytes between columns of a transposed A from which its blocks are copied: closer, they share
 #: cache lines with the next tile's; further apart, they share sets of the cache.
 APART = 1024
+#: When B is packed, as a kernel of run-time sizes is told: if it begins more bytes than this beyond
+#: an address that suits vectors.
+ALWAYS, IF_OFF_LINE, NEVER = -1, 0, 63
 #: What a run-time extent is taken for when tiles are chosen.
 TYPICAL = 1024
 
@@ -50,7 +53,8 @@ class Plan:
     Attributes:
         rows, vectors: the largest tile.
         k_block: k is summed in blocks of at most this; None: in one; 0: given at run time.
-        pack_a, pack_b: whether the operand is copied into tiles first; None: given at run time.
+        pack_a, pack_b: whether the operand is copied into tiles first; None: decided at run time
+            (B, where all sizes are known, by its address; otherwise as `GemmKernel.sizes` says).
         row_tiles, column_tiles: tiles of a block, for which packed operands are kept.
         depth: the longest sum that is computed in one go.
         grid: into how many parts batch, rows and columns are split: the tasks.
@@ -168,15 +172,18 @@ def chooses_a(spec: GemmSpec, m: int, n: int, k: int, a_row: int, a_column: int)
     return must_pack_a(spec) or (apart and k >= 128 and n >= 256)
 
 
-def choose_blocks(spec: GemmSpec, m: int, n: int, k: int, b_row: int) -> tuple[int | None, bool]:
-    """Return the length of blocks of k (None: one block), and whether to pack B."""
-    packs = must_pack_b(spec)
+def choose_blocks(
+    spec: GemmSpec, m: int, n: int, k: int, b_row: int
+) -> tuple[int | None, bool | None]:
+    """Return the length of blocks of k (None: one block), and whether to pack B (None: if it begins
+    on an address where its vectors straddle cache lines)."""
+    packs: bool | None = must_pack_b(spec)
     size = spec.dtype.itemsize
     is_large = k * max(b_row, n) * size >= LARGE
     if is_large and m >= PACKED_FROM_ROWS:
         packs = True
-    if b_row * size % 64 and k * 256 > L1_PANEL and n > 64 and m >= UNALIGNED_FROM_ROWS:
-        packs = True
+    if not packs and k * 256 > L1_PANEL and n > 64 and m >= UNALIGNED_FROM_ROWS:
+        packs = True if b_row * size % 64 else None if spec.b.may_be_off_line else False
     whole, block = K_WHOLE, K_BLOCK
     if is_large and not packs:
         few, short, long = SMALL_BLOCKS

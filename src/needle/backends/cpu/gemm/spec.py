@@ -73,6 +73,7 @@ class Matrix:
         batch: elements from one matrix to the next, for each axis of the batch; 0 broadcasts.
         load: computes the elements instead (dtype and strides are not used then); its ``key``
             stands in `GemmSpec.key`.
+        may_be_off_line: whether a matrix in memory may begin where vectors straddle cache lines.
     """
 
     dtype: DType
@@ -80,6 +81,7 @@ class Matrix:
     column: Extent = 1
     batch: tuple[Extent, ...] = ()
     load: Load | None = None
+    may_be_off_line: bool = True
 
 
 @dataclass(frozen=True)
