@@ -10,7 +10,7 @@ import pytest
 
 import needle as ndl
 from needle import nn
-from needle.errors import ArgumentError, ArgumentTypeError, TraceError
+from needle.errors import AnomalyError, ArgumentError, ArgumentTypeError, TraceError
 
 X = ndl.asarray(np.arange(4, dtype=np.float32) + 1)
 
@@ -271,8 +271,31 @@ def test_bad_options() -> None:
 
 
 def test_anomalies_are_looked_for_eagerly() -> None:
-    with ndl.detect_anomaly(), pytest.raises(TraceError, match="without compile"):
-        ndl.compile(lambda x: x * 2)(X)
+    """Whether the function is compiled already or not, and however it is called."""
+
+    @ndl.compile(budget=1)
+    def f(x: Any, scale: float = 1.0) -> Any:
+        return x / 0.0 * scale
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        with ndl.detect_anomaly(), pytest.raises(TraceError, match="without compile"):
+            f(*args, **kwargs)
+
+    x = ndl.asarray([1.0, 2.0])
+    refused(x)
+    refused(x, scale=2.0)  # what is refused takes nothing of the budget
+    assert f.specializations == []
+    for _ in range(2):
+        np.testing.assert_array_equal(f(x).numpy(), np.full(2, np.inf))
+        refused(x)
+        refused(ndl.ones(3))
+        refused(x=x)
+        refused(x.numpy())
+    assert [s.calls for s in f.specializations] == [2]
+    with pytest.raises(TraceError, match="budget"):
+        f(ndl.ones(3))
+    with ndl.detect_anomaly(), pytest.raises(AnomalyError, match="divide: inf appeared"):
+        f.function(x)
 
 
 def test_errors_of_ops_keep_their_kind() -> None:

@@ -82,3 +82,22 @@ def test_integers_and_bfloat16_are_checked_as_they_can():
             ndl.asarray([3e38], dtype="bfloat16") * 10
         with pytest.raises(AnomalyError, match="inf"):
             ndl.asarray([6e4], dtype="float16") * 10
+
+
+def test_kernels_are_made_while_anomalies_are_looked_for():
+    """Lengths that no other test uses: the first call of each compiles a kernel."""
+    functional = ndl.nn.functional
+    with ndl.detect_anomaly():
+        x = ndl.Tensor(np.linspace(-1, 1, 6 * 61, dtype=np.float32).reshape(6, 61))
+        functional.softmax(x, axis=1).square().sum().backward()
+        functional.cross_entropy(x, ndl.arange(6)).backward()
+        ndl.nn.LayerNorm(61)(x).square().sum().backward()
+        assert np.isfinite(x.grad.numpy()).all()
+        with pytest.raises(AnomalyError, match="inf appeared"):
+            functional.softmax(x[:, :59], axis=1) / 0.0
+
+
+def test_a_scan_of_no_steps():
+    with ndl.detect_anomaly():
+        _, ys = ndl.scan(lambda c, x: (c + x, c / 0.0), ndl.zeros(3), ndl.zeros((0, 3)))
+    assert ys.shape == (0, 3)

@@ -19,7 +19,7 @@ from needle.config import modes
 from needle.devices import META
 from needle.errors import ArgumentError, ArgumentTypeError, TraceError
 from needle.graph.ir import Graph
-from needle.graph.trace import argument_names, function_name, trace_call
+from needle.graph.trace import anomaly_error, argument_names, function_name, trace_call
 from needle.graph.traced import Traced, is_array
 from needle.tensor import Tensor
 
@@ -94,6 +94,8 @@ class Compiled(Generic[P, R]):
         leaves, structure = tree.flatten((args, kwargs))
         if any(isinstance(leaf, Tensor) and leaf.device is META for leaf in leaves):
             return self.function(*args, **kwargs)
+        if modes.state.anomaly:  # before the signature counts for the budget
+            raise anomaly_error()
         found = self._specialize(args, kwargs, leaves, structure)
         self._last = found
         arrays = [to_array(leaf, None) for leaf in leaves if is_array(leaf)]

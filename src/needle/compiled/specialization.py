@@ -194,6 +194,7 @@ class Specialization:
             or self._token is not changes.token
             or state.grad is not self._grad
             or state.inference is not self._inference
+            or state.anomaly
             or len(args) != len(plan)
         ):
             return None

@@ -485,17 +485,13 @@ class Trace:
 
     def __enter__(self) -> Trace:
         state = modes.state
-        if state.anomaly:
-            raise TraceError(
-                "anomalies are looked for in values, which a traced function does not have; call "
-                "the function itself, without compile, inside of detect_anomaly"
-            )
-        self._before = state.trace
-        state.trace = self
+        self._before = state.trace, state.anomaly
+        # Nothing here has values to look for anomalies in, and constants may well be infinite.
+        state.trace, state.anomaly = self, False
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        modes.state.trace = self._before
+        modes.state.trace, modes.state.anomaly = self._before
         self.restore()
         if kind is not None:
             self.close()
