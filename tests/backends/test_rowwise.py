@@ -84,6 +84,59 @@ def test_several_axes_and_layouts() -> None:
     assert kernel("softmax")(x[:0], axis=3) is None
 
 
+AFFINE = ["affine_normalize", "affine_normalize_slope", "affine_normalize_weight_slope"]
+
+
+def affine_inputs(name: str, shape: tuple[int, ...], normalized: int) -> tuple[Any, ...]:
+    """Return inputs of an op of ``AFFINE``: what has rows, then what has columns alone."""
+    columns = shape[-normalized:]
+    shapes = [shape, columns, columns] if name == AFFINE[0] else [shape, shape, columns]
+    return tuple(RNG.standard_normal(s) for s in shapes[: len(record(name).inputs)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("name", AFFINE)
+def test_rows_with_parameters(name: str, centred: bool, dtype: str) -> None:
+    for shape, normalized in [((1, 1), 1), ((300, 17), 1), ((5, 3, 4, 100), 2), ((70, 768), 1)]:
+        inputs = affine_inputs(name, shape, normalized)
+        given = [x.astype(dtype) for x in inputs]
+        attrs = {"normalized": normalized, "centred": centred, "eps": 1e-5}
+        found, expected = kernel(name)(*given, **attrs), record(name).reference(*inputs, **attrs)
+        assert (found.shape, found.dtype) == (expected.shape, given[0].dtype)
+        tolerance = 2e-5 if dtype == "float32" else 1e-13
+        scale = np.abs(expected).max() + 1
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
+        # Any layout has the bits of a contiguous copy.
+        strided = [np.repeat(x, 2, axis=-1)[..., ::2] for x in given]
+        np.testing.assert_array_equal(kernel(name)(*strided, **attrs), found)
+
+
+@pytest.mark.parametrize("name", AFFINE[:2])
+def test_a_row_with_parameters_has_the_same_bits_in_any_batch(name: str) -> None:
+    inputs = [x.astype(np.float32) for x in affine_inputs(name, (5000, 33), 1)]
+    attrs = {"normalized": 1, "centred": True, "eps": 1e-5}
+    whole = kernel(name)(*inputs, **attrs)
+    for rows in (1, 3, 17, 64):
+        part = [x[:rows] if x.ndim == 2 else x for x in inputs]
+        np.testing.assert_array_equal(kernel(name)(*part, **attrs), whole[:rows])
+
+
+def test_the_weights_gradient_has_the_same_bits_with_any_threads() -> None:
+    inputs = [x.astype(np.float32) for x in affine_inputs(AFFINE[2], (5000, 33), 1)]
+    attrs = {"normalized": 1, "centred": True, "eps": 1e-5}
+    before = ndl.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            ndl.set_num_threads(threads)
+            results.append(kernel(AFFINE[2])(*inputs, **attrs))
+    finally:
+        ndl.set_num_threads(before)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("name", ["label_cross_entropy", "label_cross_entropy_slope"])
 def test_labels(name: str, reduction: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import needle as ndl
+from needle.errors import DTypeError
 
 
 @pytest.mark.peers
@@ -120,3 +121,26 @@ def test_an_example_is_normalised_the_same_alone_and_in_a_batch():
     together = ndl.layer_norm(ndl.asarray(x), 37).numpy()
     for i in range(16):
         assert np.array_equal(ndl.layer_norm(ndl.asarray(x[i : i + 1]), 37).numpy()[0], together[i])
+
+
+def test_parameters_of_another_dtype_are_refused_by_the_primitive():
+    x = ndl.zeros((2, 4))
+    with pytest.raises(DTypeError, match="a parameter is float64, the tensor float32"):
+        ndl.affine_normalize(x, ndl.ones(4), ndl.zeros(4, dtype=ndl.float64))
+
+
+@pytest.mark.parametrize("norm", [ndl.layer_norm, ndl.rms_norm])
+def test_one_row_without_an_axis_of_rows(norm):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((5, 7)).astype("f"), rng.standard_normal(7).astype("f")
+    whole = norm(ndl.asarray(x), 7, ndl.asarray(w))
+    for i, row in enumerate(x):
+        one = norm(ndl.asarray(row), 7, ndl.asarray(w))
+        np.testing.assert_array_equal(one.numpy(), whole[i].numpy())
+
+
+def test_without_parameters_zeros_keep_their_signs():
+    x = np.array([[-0.0, 0.0, 1.0]], "f")
+    for function in (ndl.rms_norm, ndl.compile(ndl.rms_norm)):
+        y = function(ndl.asarray(x), 3).numpy()
+        np.testing.assert_array_equal(np.signbit(y), np.signbit(x))

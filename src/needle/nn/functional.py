@@ -25,6 +25,7 @@ from needle.ops.dropout import check_probability, drop
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor
 from needle.ops.gather import embedding, one_hot
+from needle.ops.layer_normalization import layer_norm, rms_norm
 from needle.ops.loss import (
     binary_cross_entropy_with_logits,
     huber_loss,
@@ -33,7 +34,6 @@ from needle.ops.loss import (
     mse_loss,
     smooth_l1_loss,
 )
-from needle.ops.normalization import layer_norm, rms_norm
 from needle.ops.pooling import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,

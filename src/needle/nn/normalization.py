@@ -12,7 +12,7 @@ from needle.nn.module import Module
 from needle.nn.parameter import Buffer, Parameter
 from needle.ops.channel_normalization import batch_norm, group_norm
 from needle.ops.engine import as_tensor
-from needle.ops.normalization import layer_norm, rms_norm
+from needle.ops.layer_normalization import layer_norm, rms_norm
 from needle.shapes import Shape, as_shape, expect_axis
 from needle.tensor import Tensor
 

@@ -20,6 +20,7 @@ from needle.ops.indexing import *
 from needle.ops.joining import *
 from needle.ops.label_cross_entropy import *
 from needle.ops.labels import *
+from needle.ops.layer_normalization import *
 from needle.ops.loss import *
 from needle.ops.movement import *
 from needle.ops.normalization import *

@@ -1,12 +1,14 @@
 """Which ops eager execution runs by generated kernels instead of their references.
 
 By their traits: products and convolutions have run-time extents of their own; what normalises, or
-scores labels, is compiled for rows of a length. The modules of the kernels are imported when they
-are first needed.
+scores labels, is compiled for rows of a length. Of the inputs of an op that says how many last axes
+make a row (``normalized``), those that have no other axes are parameters of the columns. The
+modules of the kernels are imported when they are first needed.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -29,6 +31,8 @@ def kernel_of(op: Op) -> Callable[[], Callable[..., Any]] | None:
         return None
     if len(op.inputs) == 1:
         return lambda: _module("rowwise").along_rows(op)
+    if "normalized" in inspect.signature(op.infer).parameters:
+        return lambda: _module("rowwise").affine_rows(op)
     return lambda: _module("rowwise").labelled_rows(op)
 
 

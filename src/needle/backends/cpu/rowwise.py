@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from needle.arrays import maker
 from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address
@@ -121,14 +123,28 @@ def graph_of(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> Graph:
 _programs: dict[Any, RowProgram] = {}
 
 
-def run_rows(op: Op, arrays: Sequence[Array], attrs: dict[str, Any]) -> list[Array]:
-    """Run an op on contiguous arrays whose first axis, if they have one, is that of the rows."""
-    key = (op.name, tuple([(a.shape[1:], a.ndim, a.dtype) for a in arrays]), *attrs.items())
+def run_rows(
+    op: Op, arrays: Sequence[Array], attrs: dict[str, Any], parameters: Sequence[int] = ()
+) -> list[Array]:
+    """Run an op on contiguous arrays whose first axis, if they have one, is that of the rows.
+
+    Args:
+        op: what is run.
+        arrays: its inputs.
+        attrs: its attributes.
+        parameters: the places of inputs that have columns but no rows.
+    """
+    shapes = [
+        (ROWS, *a.shape[1:]) if a.ndim and i not in parameters else a.shape
+        for i, a in enumerate(arrays)
+    ]
+    key = (op.name, *shapes, *[a.dtype for a in arrays], *attrs.items())
     program = _programs.get(key)
     if program is None:
-        specs = [Spec((ROWS, *a.shape[1:]) if a.ndim else (), a.dtype) for a in arrays]
+        specs = [Spec(shape, a.dtype) for shape, a in zip(shapes, arrays, strict=True)]
         program = _programs[key] = RowProgram(graph_of(op, specs, attrs))
-    return program.run(arrays, next(a.shape[0] for a in arrays if a.ndim))
+    tall = (a for i, a in enumerate(arrays) if a.ndim and i not in parameters)
+    return program.run(arrays, next(tall).shape[0])
 
 
 def along_rows(op: Op) -> Callable[..., Any]:
@@ -148,6 +164,29 @@ def along_rows(op: Op) -> Callable[..., Any]:
             for o in outputs
         ]
         return shaped[0] if len(shaped) == 1 else tuple(shaped)
+
+    return kernel
+
+
+def affine_rows(op: Op) -> Callable[..., Any]:
+    """Return the kernel of an op on rows and parameters with a value for each of their columns.
+
+    Its attribute ``normalized`` is how many of the last axes make a row.
+    """
+
+    def kernel(*arrays: Array, **attrs: Any) -> Any:
+        x, count = arrays[0], attrs["normalized"]
+        if not x.size or x.dtype.char not in "fd" or any(a.dtype != x.dtype for a in arrays):
+            return None
+        columns = x.shape[-count:]
+        parameters = [i for i, a in enumerate(arrays) if a.ndim == count]
+        width = math.prod(columns)
+        shaped = [
+            np.ascontiguousarray(a).reshape((width,) if i in parameters else (-1, width))
+            for i, a in enumerate(arrays)
+        ]
+        (result,) = run_rows(op, shaped, {**attrs, "normalized": 1}, parameters)
+        return result.reshape(columns if result.ndim == 1 else x.shape)
 
     return kernel
 
