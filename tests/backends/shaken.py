@@ -43,6 +43,10 @@ EXACT = ROUNDING.union(_MOVING.split())
 _EXACT_KINDS = frozenset({Kind.MOVEMENT, Kind.RANDOM})
 
 
+#: Ops that choose one of several elements: of 0 and −0, either.
+CHOOSING = frozenset({"maximum", "minimum", "relu", "clip", "max", "min"})
+
+
 class Undefined(Exception):
     """What the program computes is not defined: an integer of NaN, say."""
 
@@ -70,6 +74,9 @@ def _run(
                 changed.update(node.results)
                 if node.op.name in ROUNDING:  # of other numbers, it may be to the other side
                     results = [shake(a, rng) for a in results]
+            if node.op.name in CHOOSING and _has_both_zeros(inputs):
+                changed.update(node.results)
+                results = [_signed_zeros(a, rng) for a in results]
         elif node.op.kind is Kind.CONTROL:  # rounds nothing itself
             changed.update(node.results)
             with mock.patch.object(Graph, "run", run_inner):
@@ -88,6 +95,21 @@ def _run(
                 results = [restore_underflow(node, inputs, a) for a in results]
         held.update(zip(node.results, results, strict=True))
     return [held[v] if v.constant is None else v.constant for v in graph.outputs]
+
+
+def _has_both_zeros(inputs: Sequence[Array]) -> bool:
+    signs: set[bool] = set()
+    for array in inputs:
+        if dtypes.is_float(array.dtype):
+            signs.update(np.signbit(array[array == 0].astype(np.float64)).tolist())
+    return len(signs) == 2
+
+
+def _signed_zeros(array: Array, rng: np.random.Generator) -> Array:
+    if not dtypes.is_float(array.dtype):
+        return array
+    signs = rng.choice([-1.0, 1.0], array.shape)
+    return np.where(array == 0, np.copysign(0.0, signs).astype(array.dtype), array)
 
 
 def refuse_overflow(inputs: Sequence[Array], results: Sequence[Array]) -> None:

@@ -67,7 +67,14 @@ def run(graph: Graph, arrays: list[Array], threads: int, target: Target | None) 
 
 def assert_same_bits(actual: list[Array], expected: list[Array], label: str) -> None:
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert a.tobytes() == e.tobytes(), f"output {i} has other bits: {label}"
+        assert _bits(a) == _bits(e), f"output {i} has other bits: {label}"
+
+
+def _bits(array: Array) -> bytes:
+    """Return the bits of an array, those of one NaN for all: LLVM promises nothing of them."""
+    if dtypes.is_float(array.dtype):
+        array = np.where(np.isnan(array), np.asarray(np.nan, array.dtype), array)
+    return array.tobytes()
 
 
 def check(graph: Graph, arrays: list[Array], draw: Any) -> None:
@@ -161,7 +168,7 @@ def test_what_is_computed_again_is_not_overwritten_meanwhile() -> None:
 
 
 def test_product_with_a_reduction_of_one_element_behind_it() -> None:
-    """It combines nothing, but is no part of an epilogue all the same."""
+    """It combines nothing, and needs no turns of its own."""
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     y = np.ones((4, 1), np.float32)
 
@@ -174,6 +181,18 @@ def test_product_with_a_reduction_of_one_element_behind_it() -> None:
         ]
 
     agree(function, x, y)
+
+
+def test_reduction_of_one_element_before_a_reduction_of_many() -> None:
+    x = np.ones((3, 33), np.bool_)
+    x[1, 4] = False
+
+    def function(x: Any) -> list[Any]:
+        y = ndl.any(x, axis=(), keepdims=True).astype(np.float32)
+        column = ndl.argmax(y.reshape(3, 33, 1), axis=2) + ndl.all(x.reshape(3, 33, 1), axis=2)
+        return [y / ndl.sum(y, axis=1, keepdims=True), column / ndl.sum(column, axis=1)[:, None]]
+
+    agree(function, x)
 
 
 def test_what_is_below_the_normal_numbers_may_be_nothing() -> None:

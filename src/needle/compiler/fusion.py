@@ -187,6 +187,8 @@ def piece_of(value: Value, is_stored: Callable[[Value], bool]) -> Piece:
             found = [body]
         else:
             found = reads(source, body.at, is_stored)
+        if not _wide(reduced):  # the element itself, which needs no turns
+            return Piece(value, _wide(kept), (), at, None, found)
         return Piece(value, _wide(kept), _wide(reduced), at, body, found)
     loop = variables(value.shape)
     at = tuple(ix.of(v) for v in loop)
@@ -439,9 +441,8 @@ def _fits(piece: Piece, group: Group, kept: set[Var], reduced: set[Var]) -> bool
     """Whether the loops of a matched piece are those of the group."""
     own_kept, own_inner = set(group.kept), set(group.inner)
     if group.anchor is not None:
-        # An epilogue has no turns, not even for a reduction over axes of extent 1.
-        fusable = group.anchor.op.kind is Kind.CONTRACTION and piece.body is None
-        return fusable and kept == own_kept
+        fusable = group.anchor.op.kind is Kind.CONTRACTION
+        return fusable and not reduced and kept == own_kept
     if reduced:
         if own_inner:
             return reduced == own_inner and kept == own_kept

@@ -22,6 +22,7 @@ from needle.compiler.index import Loaded, Quotient, Remainder, Var
 from needle.dtypes import DType
 from needle.errors import CompileError
 from needle.graph.ir import Node, Value
+from needle.ops.fold import Fold
 from needle.ops.record import Kind
 from needle.shapes import Shape
 
@@ -419,11 +420,26 @@ class Emitter:
                 fault = Fault(node.op.name, node.attrs, value.shape, node.location)
                 self._report(Cell(bad, result.level), x, Access(value, at), fault)
             return result
+        if isinstance(node.op.lower, Fold):
+            return self._only_element(node, node.op.lower, at)
         builder = ElementBuilder(self, value)
         sources = [Source(v, self.element) for v in node.inputs]
         lower = node.op.lower
         cell: Cell = lower(builder, at, *sources, **node.attrs)
         return cell
+
+    def _only_element(self, node: Node, fold: Fold, at: Place) -> Cell:
+        """Return what a reduction makes of one element: axes of extent 1, or none at all."""
+        (source,) = node.inputs
+        if fold.gives_place:
+            return Cell(self.f.constant(0, node.result.dtype), 0)
+        axes = node.attrs["axes"]
+        rest = iter(at)
+        if not node.attrs["keepdims"]:
+            at = tuple(ix.ZERO if a in axes else next(rest) for a in range(source.ndim))
+        cell = self.element(source, at)
+        with self.at(cell.level):
+            return Cell(self.f.convert(cell.operand, node.result.dtype), cell.level)
 
     def combine(
         self, function: Callable[..., Operand], cells: Sequence[Cell], dtype: DType
