@@ -47,7 +47,8 @@ class Product:
             self.packs_a = plan.pack_a
         #: How many bytes B may be off, if that decides whether it is packed.
         self.most_off = _size(loaded, "pack_b", None if parameters else IF_OFF_LINE)
-        packed_b, packed_a = plan.packed_elements(self.lanes)
+        packed_b, packed_a = plan.packed_elements(self.lanes, spec.dtype.itemsize)
+        self.strip = plan.strip(spec.dtype.itemsize)
         self.packed_a = f.pointer("%workspace", packed_b, spec.dtype)
         self.partial = f.pointer("%workspace", packed_b + packed_a, spec.dtype)
         #: Whether a packed A is stored column by column. One that is packed by choice is.
@@ -267,7 +268,7 @@ class Block:
     def _packed_rows(self, i: Index, height: int) -> tuple[str, Index, Index]:
         """Return where the packed rows of row tile i stand, and their strides."""
         f, plan = self.f, self.plan
-        offset = f.mul_index(f.sub_index(i, self.first_row), plan.rows * plan.depth)
+        offset = f.mul_index(f.sub_index(i, self.first_row), self.product.strip)
         start = f.pointer(self.product.packed_a, offset, self.spec.dtype)
         return (start, 1, height) if self.product.turned_a else (start, plan.depth, 1)
 
@@ -314,7 +315,7 @@ class Block:
         packing.copy_strips(
             f,
             (source, spec.a.dtype, strides.column),
-            (self._packed_rows(low, height)[0], spec.dtype, self.plan.rows * self.plan.depth),
+            (self._packed_rows(low, height)[0], spec.dtype, self.product.strip),
             self.depth,
             height,
             f.sub_index(high, low),
