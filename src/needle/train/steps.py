@@ -90,7 +90,7 @@ class Step:
 
     def _run(self, *batch: Any) -> tuple[Any, Any]:
         """Do it: what is compiled. The last part of the batch is the targets."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: training and evaluation define it
 
     def _note_compilation(self, targets: Any) -> None:
         assert self._compiled is not None

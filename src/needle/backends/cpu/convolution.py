@@ -16,10 +16,9 @@ import numpy as np
 
 from needle import dtypes
 from needle.arrays import aligned_zeros, maker
-from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address
 from needle.backends.cpu.conv import emit_correlation, make_geometry, slack, tasks_of
-from needle.backends.cpu.module import Module
+from needle.backends.cpu.eager_code import load_kernel
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.backends.cpu.workspaces import give_back, take
@@ -128,17 +127,11 @@ def _describe(
 
 @functools.cache
 def _kernel(dtype: str) -> Callable[..., None]:
-    """Return ``run(words)``, from the cache on disk if it is there; see `conv.WORDS`."""
-    target = host()
+    """Return ``run(words)``; see `conv.WORDS`."""
     name = "correlate"
-    key = cache.key(f"eager {name} {dtype}", target.triple, target.cpu, target.features)
-    entry = cache.get(key)
-    if entry is None:
-        module = Module()
-        emit_correlation(module, dtypes.as_dtype(dtype), name)
-        code = jit.compile_object(module)
-        cache.put(key, code, {})
-        library = jit.load_object(code, [name])
-    else:
-        library = jit.load_object(entry.objects, [name])
-    return library.function(name, ctypes.c_void_p)
+    return load_kernel(
+        f"{name} {dtype}",
+        name,
+        lambda module: emit_correlation(module, dtypes.as_dtype(dtype), name),
+        ctypes.c_void_p,
+    )

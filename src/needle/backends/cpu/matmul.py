@@ -18,8 +18,8 @@ import numpy as np
 
 from needle import dtypes
 from needle.arrays import maker
-from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address, layout
+from needle.backends.cpu.eager_code import load_kernel
 from needle.backends.cpu.gemm import (
     WORDS,
     GemmKernel,
@@ -193,23 +193,16 @@ class _Kernel:
 
 @functools.cache
 def _kernel(dtype: str, axes: int, is_dot: bool) -> _Kernel:
-    """Return the kernel, from the cache on disk if it is there."""
+    """Return the kernel."""
     spec = _spec(dtypes.as_dtype(dtype), axes, is_dot)
-    target = host()
     name = "product"
-    key = cache.key(f"eager product {spec} {layout()}", target.triple, target.cpu, target.features)
-    entry = cache.get(key)
-    if entry is None:
-        module = Module()
+
+    def emit(module: Module) -> None:
         product = emit_gemm(module, spec, name="kernel")
         _emit_entry(module, emit_launch(module, product), name)
-        code = jit.compile_object(module)
-        cache.put(key, code, {})
-        library = jit.load_object(code, [name])
-    else:
-        product = describe(spec, target)
-        library = jit.load_object(entry.objects, [name])
-    return _Kernel(product, library.function(name, *[ctypes.c_void_p] * 5))
+
+    run = load_kernel(f"product {spec} {layout()}", name, emit, *[ctypes.c_void_p] * 5)
+    return _Kernel(describe(spec, host()), run)
 
 
 def _spec(dtype: DType, axes: int, is_dot: bool) -> GemmSpec:
