@@ -1,10 +1,51 @@
-"""Correlation of images with kernels: implicit matrix products on padded copies of images.
+"""Convolutions: for eager execution of images NCHW, for compiled programs of images channels last.
 
-`microkernel` holds a tile of channels × pixels in registers over all taps; `correlation` emits the
-loops around it. `geometry` finds what both work on: the copy's layout, and where in it a tap reads.
+Eager: implicit matrix products on padded copies of images, extents given at run time. `microkernel`
+holds a tile of channels × pixels in registers over all taps; `correlation` emits the loops around
+it. `geometry` finds what both work on: the copy's layout, and where in it a tap reads.
+
+Compiled: all extents known. `spec` says what is to be computed, and `kernel` makes a function of
+it: `plan_conv`, `emit_conv`. From the outside in: `phase` turns the forward form and the gradient
+by the input into correlations; `plan` decides on tiles, blocks and tasks; `dense` emits the loops;
+`copying` copies what is read, with zeros around it; `tile` multiplies.
+
+Example:
+    A convolution of channels-last images, with a bias that the epilogue adds.
+
+    >>> from needle.backends.cpu.conv import ConvSpec, Epilogue, emit_conv
+    >>> from needle.backends.cpu.module import Module
+    >>> def begin(f):
+    ...     return f.value("load ptr, ptr %extra")
+    >>> def store(f, sums, at, bias):
+    ...     sums = f.add(sums, f.load(bias, at.channel, sums.dtype, at.lanes, at.mask))
+    ...     place = f.add_index(f.mul_index(at.image, 32), at.row)
+    ...     place = f.add_index(f.mul_index(place, 32), at.column)
+    ...     f.store(sums, "%out", f.add_index(f.mul_index(place, 16), at.channel), at.mask)
+    >>> spec = ConvSpec("forward", 8, 32, 32, 3, 16, (3, 3), pads=((1, 1), (1, 1)),
+    ...                 epilogue=Epilogue(store, "bias", begin))
+    >>> kernel = emit_conv(Module(), spec, threads=2)
+    >>> kernel.tasks, kernel.workspace % 64
+    (2, 0)
 """
 
 from needle.backends.cpu.conv.correlation import WORDS, emit_correlation, slack
 from needle.backends.cpu.conv.geometry import Geometry, make_geometry, tasks_of
+from needle.backends.cpu.conv.kernel import ConvKernel, ConvPlan, emit_conv, plan_conv
+from needle.backends.cpu.conv.spec import ConvSpec, Epilogue, Place, Prologue
 
-__all__ = ["WORDS", "Geometry", "emit_correlation", "make_geometry", "slack", "tasks_of"]
+__all__ = [
+    "WORDS",
+    "ConvKernel",
+    "ConvPlan",
+    "ConvSpec",
+    "Epilogue",
+    "Geometry",
+    "Place",
+    "Prologue",
+    "emit_conv",
+    "emit_correlation",
+    "make_geometry",
+    "plan_conv",
+    "slack",
+    "tasks_of",
+]

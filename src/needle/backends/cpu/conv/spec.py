@@ -131,9 +131,7 @@ class ConvSpec:
             channels = f"{self.in_channels} and {self.out_channels}"
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
         if self.dtype not in (dtypes.float32, dtypes.float64):
-            raise ValueError(
-                f"convolutions are generated for float32 and float64, not {self.dtype}"
-            )
+            raise ValueError(f"only float32 and float64 are convolved so, not {self.dtype}")
 
     @property
     def counts(self) -> Pair:

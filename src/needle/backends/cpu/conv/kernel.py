@@ -1,0 +1,132 @@
+"""A convolution as a function of a module: how it is made and called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from needle.backends.cpu.conv.dense import Dense
+from needle.backends.cpu.conv.plan import DensePlan, plan_dense
+from needle.backends.cpu.conv.spec import ConvSpec
+from needle.backends.cpu.llvm import Function, Index, Module
+from needle.backends.cpu.target import Target
+from needle.backends.cpu.vector_math import MathFunction
+
+#: What `emit_conv`'s functions take: the operands are named by the forward form.
+ARGUMENTS = {
+    "image": "ptr",
+    "weight": "ptr",
+    "out": "ptr",
+    "extra": "ptr",
+    "workspace": "ptr",
+    "task": "i64",
+}
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """How a convolution is computed.
+
+    Attributes:
+        spec: what.
+        detail: the decisions.
+        tasks: into how many parts the work is split.
+        workspace: bytes that each task needs to itself, on a cache line.
+    """
+
+    spec: ConvSpec
+    detail: DensePlan
+    tasks: int
+    workspace: int
+
+
+@dataclass(frozen=True)
+class ConvKernel:
+    """A function of a module that computes a convolution, task by task.
+
+    ``void name(ptr first, ptr second, ptr out, ptr extra, ptr workspace, i64 task)``; the tasks
+    0 … ``tasks`` − 1 write disjoint elements and may run in any order, at once, or one by one.
+
+    Attributes:
+        name: of the function.
+        plan: what it computes, and how.
+    """
+
+    name: str
+    plan: ConvPlan
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks there are."""
+        return self.plan.tasks
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that each task needs to itself."""
+        return self.plan.workspace
+
+    def call(
+        self,
+        f: Function,
+        first: str,
+        second: str,
+        out: str,
+        *,
+        extra: str = "null",
+        workspace: str = "null",
+        task: Index = 0,
+    ) -> None:
+        """Emit a call for one task; ``workspace`` is the task's own, and on a cache line.
+
+        Args:
+            f: the caller.
+            first, second: the operands, in the order of the table of `conv.spec`.
+            out: the result; an epilogue gets it as it is.
+            extra: passed through to epilogue and prologue.
+            workspace: of the task.
+            task: which task.
+        """
+        pointers = ", ".join(f"ptr {p}" for p in (first, second, out, extra, workspace))
+        f.emit(f"call void @{self.name}({pointers}, {f.operand(task).typed})")
+
+
+def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
+    """Return how a convolution is to be computed, with about ``threads`` tasks where it pays.
+
+    Raises:
+        ValueError: the form has no generator yet.
+    """
+    if spec.form == "weight_grad":
+        raise ValueError("the gradient by the weight has no generator yet")
+    detail = plan_dense(spec, target, threads)
+    lanes = target.lanes(spec.dtype)
+    return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, spec.dtype.itemsize))
+
+
+def emit_conv(
+    module: Module,
+    spec: ConvSpec,
+    threads: int = 1,
+    name: str = "convolution",
+    *,
+    internal: bool = True,
+) -> ConvKernel:
+    """Add a function that computes a convolution to a module.
+
+    Args:
+        module: the module.
+        spec: the convolution.
+        threads: into about how many tasks to split the work, where it pays.
+        name: a name for people; made unique.
+        internal: whether only the module calls it.
+
+    Returns:
+        The kernel: its function's name, tasks and workspace.
+
+    Raises:
+        ValueError: the form has no generator yet.
+    """
+    plan = plan_conv(spec, module.target, threads)
+    f = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
+    if 0 not in spec.result:
+        Dense(f, spec, plan.detail).emit()
+    return ConvKernel(f.end(), plan)

@@ -1,0 +1,254 @@
+"""Decisions before any code is emitted: tiles, blocks of images or rows, packing, and tasks.
+
+None of them changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from needle.backends.cpu.conv.phase import Correlations, Phase, correlations
+from needle.backends.cpu.conv.spec import ConvSpec
+from needle.backends.cpu.gemm.plan import PARALLEL_FROM, split
+from needle.backends.cpu.target import Target
+
+#: Bytes of images that are copied, and used, together: they stay in the L2 cache beside weights.
+BLOCK_BYTES = 384 << 10
+#: Pixels of a block from which weights that come from the L3 cache cost little.
+BLOCK_PIXELS = 256
+#: Bytes of weights that stay in the L2 cache from block to block.
+RESIDENT_BYTES = 384 << 10
+#: Pixels of a task from which weights are copied into panels: copying an element costs about half
+#: a cycle, its use for a pixel 0.03.
+PACKED_FROM_PIXELS = 160
+#: Cycles to copy an element: of a weight, and of an image.
+PACK_CYCLES, COPY_CYCLES = 0.4, 0.25
+#: Sums of most tiles: LLVM takes longer for larger ones, which are hardly faster.
+MOST_ROWS = 28
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The largest tile: images × rows × columns of pixels, and vectors of channels."""
+
+    images: int
+    rows: int
+    columns: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class DensePlan:
+    """How correlations are computed as products of matrices.
+
+    Attributes:
+        work: what.
+        shapes: the tiles of each phase.
+        images: of a block.
+        rows: of a block's results, in each phase: all of them if there are several images.
+        copies: whether a block is copied first, zeros around it.
+        packs: whether weights are copied into panels first.
+        grid: into how many parts blocks and channels are split: the tasks.
+        split_groups: whether channels are split by groups, or by panels of a group.
+    """
+
+    work: Correlations
+    shapes: tuple[Shape, ...]
+    images: int
+    rows: int
+    copies: bool
+    packs: bool
+    grid: tuple[int, int]
+    split_groups: bool
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks."""
+        return math.prod(self.grid)
+
+    @property
+    def bands(self) -> int:
+        """How many blocks an image has."""
+        return -(-self.work.down.extent // self.rows)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return -(-self.work.source[0] // self.images) * self.bands
+
+    @property
+    def copy_pitch(self) -> tuple[int, int]:
+        """Elements of the copy from one image to the next, and from one row to the next."""
+        row = self.work.across.length(self.work.across.extent) * self.work.source[3]
+        return self.work.down.length(self.rows) * row, row
+
+    def panel_starts(self, lanes: int) -> list[int]:
+        """Return where the panels of each phase begin, in elements, and where the last ends."""
+        columns = -(-self.work.outs // lanes) * lanes * self.work.groups
+        sizes = [p.taps * self.work.depth * columns for p in self.work.phases]
+        return [0, *itertools.accumulate(sizes)]
+
+    def packed_elements(self, lanes: int) -> int:
+        """Return how many elements a task keeps of weights; whole cache lines."""
+        total = self.panel_starts(lanes)[-1] if self.packs else 0
+        return total + -total % 64
+
+    def workspace(self, lanes: int, itemsize: int) -> int:
+        """Return the bytes that each task needs to itself."""
+        copied = self.images * self.copy_pitch[0] if self.copies else 0
+        return (self.packed_elements(lanes) + copied + -copied % 64) * itemsize
+
+
+def plan_dense(spec: ConvSpec, target: Target, threads: int) -> DensePlan:
+    """Return the plan of a convolution with channels enough to be a product of matrices."""
+    work = correlations(spec)
+    lanes = target.lanes(spec.dtype)
+    itemsize = spec.dtype.itemsize
+    copies = work.is_padded or spec.prologue is not None
+    shapes = tuple(_choose_shape(work, p, lanes, target.registers) for p in work.phases)
+    if math.lcm(*(s.images for s in shapes)) > MOST_ROWS:
+        shapes = tuple(replace(s, images=1) for s in shapes)
+    images, rows = _choose_block(work, itemsize, threads)
+    # Only the last tiles of an axis may be smaller: see `dense`.
+    if images < work.source[0]:
+        images += -images % math.lcm(*(s.images for s in shapes))
+    if rows < work.down.extent:
+        rows += -rows % math.lcm(*(s.rows for s in shapes))
+    plan = DensePlan(work, shapes, images, rows, copies, True, (1, 1), work.groups > 1)
+    grid = _choose_grid(plan, lanes, threads)
+    pixels = work.source[0] * work.down.extent * work.across.extent // grid[0]
+    packs = spec.form == "input_grad" or pixels >= PACKED_FROM_PIXELS
+    return replace(plan, packs=packs, grid=grid)
+
+
+def _choose_block(work: Correlations, itemsize: int, threads: int) -> tuple[int, int]:
+    """Return how many images make a block, and how many rows of results."""
+    n, extent = work.source[0], max(work.down.extent, 1)
+    row_bytes = work.across.length(work.across.extent) * work.source[3] * itemsize
+    bands = 1
+    fitting = max(1, (BLOCK_BYTES // max(row_bytes, 1) - work.down.span) // work.down.stride + 1)
+    bands = max(1, -(-extent // fitting))
+    parallel = threads > 1 and work.products >= PARALLEL_FROM
+    if parallel and n * bands < 8 * threads:
+        # Few images are shared out by their rows, as far as copying what rows share is little.
+        most = max(bands, extent // max(2 * (work.down.span - work.down.stride), 4))
+        even = [b for b in range(bands, most + 1) if n * b % threads == 0]
+        bands = even[0] if even else bands
+    if bands > 1:
+        return 1, -(-extent // bands)
+    taps = max((p.taps for p in work.phases), default=1)
+    weights = taps * work.depth * work.outs * work.groups * itemsize
+    pixels = max(work.down.extent * work.across.extent, 1)
+    wanted = 1 if weights <= RESIDENT_BYTES else -(-BLOCK_PIXELS // pixels)
+    image_bytes = max(work.down.length(extent) * row_bytes, 1)
+    images = max(1, min(wanted, 2 * BLOCK_BYTES // image_bytes, n))
+    # Blocks of few pixels would be called more often than they are worth.
+    images = max(images, min(n, -(-64 // pixels)))
+    if parallel:
+        blocks = -(-n // images)
+        blocks += -blocks % threads
+        images = max(1, -(-n // blocks))
+    return images, extent
+
+
+def _choose_grid(plan: DensePlan, lanes: int, threads: int) -> tuple[int, int]:
+    """Return into how many parts to split blocks and channels."""
+    work = plan.work
+    if threads <= 1 or work.products < PARALLEL_FROM:
+        return 1, 1
+    parts = work.groups if plan.split_groups else -(-work.outs // lanes)
+    weights = max((p.taps for p in work.phases), default=0) * work.depth * work.result[3]
+    copied = plan.blocks * plan.images * plan.copy_pitch[0] if plan.copies else 0
+    best, chosen = math.inf, (1, 1)
+    for blocks in range(1, threads + 1):
+        channels = threads // blocks
+        if threads % blocks or blocks > plan.blocks or channels > parts:
+            continue
+        busiest = -(-plan.blocks // blocks) / plan.blocks * -(-parts // channels) / parts
+        cost = work.products / (2 * lanes) * busiest
+        cost += PACK_CYCLES * weights / channels + COPY_CYCLES * copied / blocks
+        if cost < best:
+            best, chosen = cost, (blocks, channels)
+    return chosen
+
+
+def _choose_shape(work: Correlations, phase: Phase, lanes: int, registers: int) -> Shape:
+    extents = (work.source[0], phase.down.extent, phase.across.extent)
+    return choose_shape(extents, work.outs, max(phase.taps * work.depth, 1), lanes, registers)
+
+
+@lru_cache(maxsize=4096)
+def choose_shape(
+    extents: tuple[int, int, int], outs: int, products: int, lanes: int, registers: int
+) -> Shape:
+    """Return the tile with which all tiles together take the least time.
+
+    Args:
+        extents: images, rows and columns of pixels.
+        outs: channels of the result.
+        products: that are summed for an element.
+        lanes: of a vector.
+        registers: vectors in registers: all sums, a row of the weights, one element of the image.
+    """
+    best, chosen = math.inf, Shape(1, 1, 1, 1)
+    across = max(-(-outs // lanes), 1)
+    n, height, width = (max(e, 1) for e in extents)
+    for vectors in range(1, min(across, 4) + 1):
+        most = min((registers - 1 - vectors) // vectors, MOST_ROWS)
+        for box in _boxes(n, height, width, most):
+            cost = 0.0
+            kinds = 0
+            for tile, count in _tiles((n, height, width), box):
+                for wide, panels in split(across, vectors):
+                    cost += count * panels * tile_cycles(tile, wide, products)
+                    kinds += 1
+            # Every kind of tile is a function more to compile.
+            cost *= 1 + 0.01 * kinds
+            if cost < best:
+                best, chosen = cost, Shape(*box, vectors)
+    return chosen
+
+
+def _boxes(n: int, height: int, width: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Yield boxes of at most so many pixels: parts of a row, whole rows, whole images."""
+    seen = set()
+    for size in range(1, min(most, width) + 1):
+        columns = split(width, size)[0][0]
+        if columns in seen:
+            continue
+        seen.add(columns)
+        if columns < width:
+            yield 1, 1, columns
+            continue
+        for rows in range(1, min(most // columns, height) + 1):
+            if rows < height:
+                yield 1, rows, columns
+                continue
+            for images in range(1, min(most // (columns * rows), n) + 1):
+                yield images, rows, columns
+
+
+def _tiles(extents: tuple[int, int, int], box: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of all tiles, and how many there are: along rows near-equal, else whole ones
+    and what is left."""
+    axes = [[(b, e // b), (e % b, 1)] for e, b in zip(extents[:2], box[:2], strict=True)]
+    for images, rows, columns in itertools.product(*axes, split(extents[2], box[2])):
+        count = images[1] * rows[1] * columns[1]
+        size = images[0] * rows[0] * columns[0]
+        if count and size:
+            yield size, count
+
+
+def tile_cycles(rows: int, vectors: int, products: int) -> float:
+    """Return about how many cycles a tile takes.
+
+    For each product: two multiply-adds or loads a cycle, of which none waits less than 4 cycles for
+    the last of its sum; and weights, in part from the L2 cache. For each tile: the call, stores.
+    """
+    sums = rows * vectors
+    each = max(sums / 2, (rows + vectors) / 2, 4.0) + 0.05 * rows + 0.2 * vectors
+    return products * each + 20 + sums
