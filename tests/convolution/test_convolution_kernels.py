@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from convolution_cases import Case, cases
 from hypothesis import given, settings
 
 import needle as ndl
 from needle.backends.cpu.convolution import convolution
-from needle.ops.unfolding import Window, convolve, convolve_input_grad
+from needle.ops.unfolding import Window, convolve, convolve_input_grad, convolve_weight_grad
 
 HERE = Path(__file__).parent
 SOURCE = Path(ndl.__file__).parents[1]
+
+NO_PADS = ((0, 0), (0, 0))
 
 PLAIN: dict[str, Any] = {
     "stride": (1, 1),
@@ -37,7 +40,15 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "dilated": ((2, 8, 20, 20), (16, 8, 3, 3), {"dilation": (2, 3)}),
     "grouped": ((2, 24, 15, 15), (36, 8, 3, 3), {"groups": 3}),
     "depthwise": ((3, 30, 28, 28), (30, 1, 3, 3), {"groups": 30}),
-    "1×1": ((2, 70, 14, 14), (33, 70, 1, 1), {"pads": ((0, 0), (0, 0))}),
+    "1×1": ((2, 70, 14, 14), (33, 70, 1, 1), {"pads": NO_PADS}),
+    "1×1 of some pixels": ((2, 20, 9, 9), (40, 20, 1, 1), {"pads": NO_PADS, "stride": (2, 3)}),
+    "1×1 with a border": ((2, 20, 9, 9), (7, 20, 1, 1), {}),
+    "1×1 in groups": ((2, 24, 5, 5), (36, 8, 1, 1), {"pads": NO_PADS, "groups": 3}),
+    "no padding": ((3, 20, 9, 12), (24, 20, 3, 2), {"pads": NO_PADS}),
+    "many small images": ((40, 33, 4, 4), (70, 33, 3, 3), {}),
+    "images of one pixel": ((50, 30, 1, 1), (20, 30, 3, 3), {}),
+    "two of each group": ((5, 20, 9, 20), (40, 1, 3, 3), {"groups": 20}),
+    "one channel of many": ((6, 40, 12, 12), (1, 40, 3, 3), {"stride": (2, 1)}),
     "bands of rows": ((1, 40, 90, 90), (9, 40, 3, 3), {}),
     "channels shared out": ((1, 64, 7, 7), (512, 64, 3, 3), {}),
 }
@@ -54,17 +65,24 @@ def operands(name: str, dtype: str = "float32") -> tuple[Any, Any, Any, dict[str
     return x, w, g, attrs
 
 
-def both(x: Any, w: Any, g: Any, attrs: dict[str, Any]) -> tuple[Any, Any]:
+def by_image(x: Any, w: Any, g: Any, attrs: dict[str, Any]) -> tuple[Any, Any]:
     """Return the result and the gradient by the input."""
     return convolution(x, w, **attrs), convolution(g, w, size=x.shape[2:], **attrs)
 
 
+def all_three(x: Any, w: Any, g: Any, attrs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return the result and both gradients."""
+    return (*by_image(x, w, g, attrs), convolution(g, x, kernel=w.shape[2:], **attrs))
+
+
 def check(x: Any, w: Any, g: Any, attrs: dict[str, Any]) -> None:
-    y, dx = both(x, w, g, attrs)
+    y, dx, dw = all_three(x, w, g, attrs)
     epsilon = np.finfo(x.dtype).eps
+    pixels = len(g) * g.shape[2] * g.shape[3]
     for actual, expected, terms in (
         (y, convolve(x, w, **attrs), w[0].size),
         (dx, convolve_input_grad(g, w, size=x.shape[2:], **attrs), w[:, 0].size),
+        (dw, convolve_weight_grad(g, x, kernel=w.shape[2:], **attrs), pixels),
     ):
         assert actual.dtype == expected.dtype
         # Of n random terms a sum is about √n, and each of its n roundings that much of an epsilon.
@@ -93,38 +111,45 @@ def test_bits_do_not_depend_on_threads_or_batch(name: str) -> None:
     try:
         for threads in (1, 2, 4):
             ndl.set_num_threads(threads)
-            results.append(both(x, w, g, attrs))
+            results.append(all_three(x, w, g, attrs))
     finally:
         ndl.set_num_threads(before)
-    single = [both(x[i : i + 1], w, g[i : i + 1], attrs) for i in range(len(x))]
-    results.append(tuple(np.concatenate(parts) for parts in zip(*single, strict=True)))
-    for y, dx in results[1:]:
-        assert y.tobytes() == results[0][0].tobytes()
-        assert dx.tobytes() == results[0][1].tobytes()
+    for result in results[1:]:
+        assert [z.tobytes() for z in result] == [z.tobytes() for z in results[0]]
+    single = [by_image(x[i : i + 1], w, g[i : i + 1], attrs) for i in range(len(x))]
+    for alone, together in zip(zip(*single, strict=True), results[0], strict=False):
+        assert np.concatenate(alone).tobytes() == together.tobytes()
 
 
 def test_layouts_of_operands_do_not_matter() -> None:
-    x, w, _, attrs = operands("17 channels")
-    expected = convolution(x, w, **attrs)
-    turned_x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    x, w, g, attrs = operands("17 channels")
+    expected = all_three(x, w, g, attrs)
+    turned_x, turned_g = (
+        np.ascontiguousarray(z.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for z in (x, g)
+    )
     turned_w = np.ascontiguousarray(w[::-1, :, ::-1].T).T[::-1, :, ::-1]
-    np.testing.assert_array_equal(convolution(turned_x, turned_w, **attrs), expected)
+    for actual, z in zip(all_three(turned_x, turned_w, turned_g, attrs), expected, strict=True):
+        np.testing.assert_array_equal(actual, z)
 
 
 def test_small_floats_are_summed_in_float32() -> None:
-    x, w, _, attrs = operands("17 channels", "float16")
-    result = convolution(x, w, **attrs)
-    wide = convolution(x.astype(np.float32), w.astype(np.float32), **attrs)
-    assert result is not None
-    assert wide is not None
-    assert result.dtype == np.float16
-    np.testing.assert_array_equal(result, wide.astype(np.float16))
+    *small, attrs = operands("17 channels", "float16")
+    results = all_three(*small, attrs)
+    for result, wide in zip(
+        results, all_three(*(z.astype(np.float32) for z in small), attrs), strict=True
+    ):
+        assert result.dtype == np.float16
+        np.testing.assert_array_equal(result, wide.astype(np.float16))
 
 
 def test_nothing_to_sum_is_zero() -> None:
     x, w = np.ones((2, 0, 4, 4), np.float32), np.ones((3, 0, 3, 3), np.float32)
     np.testing.assert_array_equal(convolution(x, w, **PLAIN), np.zeros((2, 3, 4, 4), np.float32))
     assert convolution(np.ones((0, 2, 4, 4)), np.ones((3, 2, 3, 3)), **PLAIN).shape == (0, 3, 4, 4)
+    for n, channels in ((0, 2), (2, 0)):
+        x, g = np.ones((n, channels, 4, 4)), np.ones((n, 3, 4, 4))
+        weight = convolution(g, x, kernel=(3, 3), **PLAIN)
+        np.testing.assert_array_equal(weight, np.zeros((3, channels, 3, 3)))
 
 
 def test_not_a_number_reaches_what_sees_it_only() -> None:
@@ -134,6 +159,49 @@ def test_not_a_number_reaches_what_sees_it_only() -> None:
     assert result is not None
     assert np.isnan(result[0, 0, :2, :2]).all()
     assert np.isnan(result).sum() == 4
+
+
+def counts(x: Any) -> tuple[int, int]:
+    return int(np.isnan(x).sum()), int(np.isinf(x).sum())
+
+
+@pytest.mark.parametrize(("channels", "pad"), [(1, 1), (16, 1), (5, 2)])
+def test_an_infinite_weight_meets_no_padding_in_the_gradient(channels: int, pad: int) -> None:
+    """As in PyTorch, and in compiled programs."""
+    rng = np.random.default_rng(0)
+    w = rng.uniform(1, 2, (channels, channels, 3, 3)).astype(np.float32)
+    w[0, 0, 0, 0] = np.inf
+    attrs = PLAIN | {"pads": ((pad, pad), (pad, pad))}
+    size = 4 * pad + 1 + 2 - 2 * pad
+    g = rng.uniform(1, 2, (2, channels, 4 * pad + 1, 4 * pad + 1)).astype(np.float32)
+    x = torch.ones((2, channels, size, size), requires_grad=True)
+    torch.nn.functional.conv2d(x, torch.tensor(w), padding=pad).backward(torch.tensor(g))
+
+    def run(g: Any, w: Any) -> Any:
+        return ndl.conv2d_input_grad(g, w, (size, size), pads=attrs["pads"])
+
+    arrays = ndl.asarray(g), ndl.asarray(w)
+    with np.errstate(all="ignore"):
+        reference = convolve_input_grad(g, w, size=(size, size), **attrs)
+    for result in (reference, run(*arrays).numpy(), ndl.compile(run)(*arrays).numpy()):
+        assert counts(result) == counts(x.grad.numpy())
+        assert counts(result)[0] == 0
+
+
+def test_padding_is_zeros_to_infinite_operands() -> None:
+    """What PyTorch gives depends on its library; here it is what multiplying the zeros gives."""
+    x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    w[0, 0, 0, 0] = np.inf
+    arrays = ndl.asarray(x), ndl.asarray(w)
+
+    def run(x: Any, w: Any) -> Any:
+        return ndl.conv2d(x, w, padding=1)
+
+    with np.errstate(all="ignore"):
+        reference = convolve(x, w, **PLAIN)
+    for result in (reference, run(*arrays).numpy(), ndl.compile(run)(*arrays).numpy()):
+        assert counts(result) == (7, 9)
+        assert np.isnan(result[0, 0, 0]).all()
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2"])

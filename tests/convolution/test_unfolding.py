@@ -49,17 +49,6 @@ def test_blocks_do_not_matter(case: Case, sizes: tuple[int, int, int]) -> None:
             np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=100, deadline=None)
-@given(cases())
-def test_gathering_and_scattering_give_the_same_gradient(case: Case) -> None:
-    x, weight, g, attrs = case
-    down, across = unfolding.Window(weight.shape[2:], **attrs).sweeps(g.shape[2:])
-    arguments = (g, weight, x.shape[2:], down, across, attrs["groups"])
-    np.testing.assert_allclose(
-        unfolding._gather(*arguments), unfolding._scatter(*arguments), rtol=1e-10, atol=1e-10
-    )
-
-
 @pytest.mark.parametrize(
     ("channels", "out", "kernel", "stride", "size"),
     [(16, 16, 3, 1, 32), (64, 64, 3, 1, 8), (3, 64, 7, 2, 30), (17, 5, 3, 2, 7), (32, 64, 1, 1, 9)],

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from needle.blas import run_product
 from needle.errors import ShapeError
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, promoted
 from needle.ops.movement import permute_dims, reshape
 from needle.ops.record import Kind, composite, op
 from needle.ops.reduce import sum_to_shape
-from needle.ops.samples import Array, Sample, bad, integers, normal
+from needle.ops.samples import Sample, bad, integers, normal
 from needle.shapes import Shape, Spec, broadcast_shapes
 
 if TYPE_CHECKING:
@@ -32,16 +31,6 @@ def _infer_matmul(x: Spec, y: Spec) -> Spec:
         )
     batch = broadcast_shapes(x.shape[:-2], y.shape[:-2], op="matmul (batch axes)")
     return Spec((*batch, x.shape[-2], y.shape[-1]), x.dtype)
-
-
-def _matmul(x: Array, y: Array) -> Array:
-    columns = y.shape[-1]
-    if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous and x.size:
-        # One large product instead of one for each matrix of the batch.
-        rows = x.reshape(-1, x.shape[-1])
-        flat = run_product(2 * x.size * columns, np.matmul, rows, y)
-        return flat.reshape(*x.shape[:-1], columns)
-    return run_product(2 * x.shape[-2] * x.shape[-1] * columns, np.matmul, x, y)
 
 
 def _transposed(x: Tensor) -> Tensor:
@@ -86,7 +75,7 @@ def _matmul_samples() -> Iterable[Sample]:
 @op(
     kind=Kind.CONTRACTION,
     infer=_infer_matmul,
-    reference=widened(_matmul),
+    reference=widened(np.matmul),
     vjp={
         "x": _matmul_vjp_x,
         "y": _matmul_vjp_y,

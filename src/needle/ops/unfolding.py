@@ -2,8 +2,8 @@
 
 An image is unfolded along its rows only: copied once for each column of the kernel, shifted by it,
 and with the rows sorted by their remainder modulo the stride. What row i of the kernel sees of all
-pixels of the result is then a slice of rows, and as a matrix [kw · C, pixels] a view that BLAS
-takes as it is:
+pixels of the result is then a slice of rows, and as a matrix [kw · C, pixels] a view that can be
+multiplied as it is:
 
     result = Σᵢ weight[:, :, i, :] as [O, kw · C] @ patches from row i on as [kw · C, pixels]
 
@@ -20,7 +20,7 @@ batch that it is in. `convolve_weight_grad` sums over the batch and makes no suc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,7 +174,6 @@ def _correlate(x: Array, weight: Array, down: Sweep, across: Sweep, groups: int)
     counts = (down.extent, across.extent)
     x = x.reshape(n, groups, depth, height, width)
     matrices = weight.reshape(groups, out // groups, depth, kh, kw).transpose(3, 0, 1, 4, 2)
-    # Copied, as BLAS takes no flipped kernels.
     matrices = np.ascontiguousarray(matrices).reshape(kh, groups, out // groups, kw * depth)
     result = np.empty((n, groups, out // groups, counts[0] * counts[1]), x.dtype)
     if down == (1, 1, 1, 0, height) and across == (1, 1, 1, 0, width):
@@ -286,28 +285,17 @@ def phases(sweep: Sweep, size: int) -> Iterator[Phase]:
             )
 
 
-def _gather(g: Array, weight: Array, size: Pair, down: Sweep, across: Sweep, groups: int) -> Array:
-    """Return the adjoint of `_correlate` in the image: each pixel gathers from the cotangent.
-
-    No zeros are inserted for strides: the pixels that the same taps read are one correlation.
-    """
-    out, depth, kh, kw = weight.shape
-    adjoint = weight.reshape(groups, out // groups, depth, kh, kw).swapaxes(1, 2)
-    adjoint = adjoint.reshape(groups * depth, out // groups, kh, kw)
-    pairs = [(a, b) for a in phases(down, size[0]) for b in phases(across, size[1])]
-    if (down.stride, across.stride) == (1, 1) and pairs:
-        a, b = pairs[0]
-        return _correlate(g, adjoint[:, :, a.taps, b.taps], a.sweep, b.sweep, groups)
-    result = np.zeros((len(g), groups * depth, *size), g.dtype)
-    for a, b in pairs:
-        part = _correlate(g, adjoint[:, :, a.taps, b.taps], a.sweep, b.sweep, groups)
-        result[:, :, a.inputs, b.inputs] = part
-    return result
-
-
-def _scatter(g: Array, weight: Array, size: Pair, down: Sweep, across: Sweep, groups: int) -> Array:
-    """Return what `_gather` does: each pixel of the cotangent scatters to those that it saw."""
-    n, (out, depth, kh, kw) = len(g), weight.shape
+def scatter(
+    g: Array,
+    weight: Array,
+    size: Pair,
+    sweeps: tuple[Sweep, Sweep],
+    groups: int,
+    multiply: Callable[[Array, Array], Any] = np.matmul,
+) -> Array:
+    """Return the adjoint of `_correlate` in the image: each pixel of the cotangent scatters to
+    those that it saw, and meets no zeros around them."""
+    (down, across), n, (out, depth, kh, kw) = sweeps, len(g), weight.shape
     channels, columns = groups * depth, across.extent
     g = g.reshape(n, groups, out // groups, down.extent, columns)
     matrix = weight.reshape(groups, out // groups, depth * kh * kw).swapaxes(1, 2)
@@ -316,7 +304,7 @@ def _scatter(g: Array, weight: Array, size: Pair, down: Sweep, across: Sweep, gr
     for rows, part in _row_blocks(row_bytes, down):
         for images in _image_blocks(n, row_bytes * part.extent):
             cotangent = g[images, :, :, rows].reshape(-1, *g.shape[1:3], part.extent * columns)
-            shares = np.matmul(matrix, cotangent)
+            shares = multiply(matrix, cotangent)
             shares = shares.reshape(-1, channels, kh, kw, part.extent, columns)
             for i in range(kh):
                 from_rows, to_rows = part.inside(i * part.dilation, size[0])
@@ -336,14 +324,8 @@ def convolve(x: Array, weight: Array, **attrs: Any) -> Array:
 
 def convolve_input_grad(g: Array, weight: Array, *, size: Pair, **attrs: Any) -> Array:
     """Return the gradient by the input, of height and width ``size``."""
-    out, depth, kh, kw = weight.shape
-    window = Window((kh, kw), **attrs)
-    # To gather copies kw times the channels of the cotangent, to scatter kh · kw times those of the
-    # image; matrices with a row for each of few channels are slow besides.
-    few = 2 * kh * depth <= out // window.groups
-    return (_scatter if few else _gather)(
-        g, weight, size, *window.sweeps((g.shape[2], g.shape[3])), window.groups
-    )
+    window = Window((weight.shape[2], weight.shape[3]), **attrs)
+    return scatter(g, weight, size, window.sweeps((g.shape[2], g.shape[3])), window.groups)
 
 
 def convolve_weight_grad(g: Array, x: Array, *, kernel: Pair, **attrs: Any) -> Array:

@@ -2,13 +2,15 @@
 
 One kernel serves all correlations of a dtype: extents, strides and places are data. The gradient by
 the input is made of correlations of the cotangent, one for each remainder of places modulo the
-stride.
+stride. The gradient by the weight has a kernel of its own. Kernels of one pixel are products of
+matrices, and left to those.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +19,24 @@ import numpy as np
 from needle import dtypes
 from needle.arrays import aligned_zeros, maker
 from needle.backends.cpu.arguments import address
-from needle.backends.cpu.conv import emit_correlation, make_geometry, slack, tasks_of
+from needle.backends.cpu.conv import (
+    emit_correlation,
+    emit_weight_gradient,
+    make_geometry,
+    make_weight_geometry,
+    slack,
+    tasks_of,
+)
+from needle.backends.cpu.conv.geometry import PARALLEL_FROM
 from needle.backends.cpu.eager_code import load_kernel
+from needle.backends.cpu.matmul import matmul
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.backends.cpu.workspaces import give_back, take
+from needle.config import modes
 from needle.ops.elementwise import widened
 from needle.ops.samples import Array
-from needle.ops.unfolding import Pair, Sweep, Window, phases
+from needle.ops.unfolding import Pair, Sweep, Window, phases, scatter
 
 #: Geometries that are remembered: each has two numbers for each tap.
 MOST_GEOMETRIES = 512
@@ -39,12 +51,11 @@ def convolution(first: Array, second: Array, **attrs: Any) -> Array | None:
         attrs: those of the op: the gradients have one more each.
 
     Returns:
-        The result; None for integers, and for the gradient by the weight.
+        The result; None for integers.
     """
-    is_float = first.dtype in dtypes.FLOAT_SET and first.dtype == second.dtype
-    if not is_float or "kernel" in attrs:
+    if first.dtype not in dtypes.FLOAT_SET or first.dtype != second.dtype:
         return None
-    form = _input_grad if "size" in attrs else _forward
+    form = _input_grad if "size" in attrs else _weight_grad if "kernel" in attrs else _forward
     result: Array = form(first, second, **attrs)
     return result
 
@@ -53,11 +64,45 @@ def convolution(first: Array, second: Array, **attrs: Any) -> Array | None:
 def _forward(x: Array, weight: Array, **attrs: Any) -> Array:
     window = Window((weight.shape[2], weight.shape[3]), **attrs)
     counts = window.counts((x.shape[2], x.shape[3]), "conv2d")
-    out = maker((len(x), len(weight), *counts), x.dtype)()
     groups = window.groups
     kernels = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
-    _correlate(x, kernels, window.sweeps(counts), out)
+    sweeps = window.sweeps(counts)
+    product = _product(x, kernels, sweeps)
+    if product is not None:
+        return product
+    out = maker((len(x), len(weight), *counts), x.dtype)()
+    _correlate(x, kernels, sweeps, out)
     return out
+
+
+def _product(x: Array, kernels: Array, sweeps: tuple[Sweep, Sweep]) -> Array | None:
+    """Return the correlation with kernels of one pixel as a product of matrices, if it is one."""
+    groups, outs, depth = kernels.shape[:3]
+    seen = _pixels_seen(x, sweeps)
+    if seen is None or depth == 1:
+        return None
+    n, _, rows, columns = seen.shape
+    product = matmul(kernels[..., 0, 0], seen.reshape(n, groups, depth, rows * columns))
+    return None if product is None else product.reshape(n, groups * outs, rows, columns)
+
+
+def _is_finite(weight: Array) -> bool:
+    """Whether no weight is infinite or NaN; seldom False where only their sum overflows."""
+    return bool(np.isfinite(modes.state.quiet(np.add.reduce, weight, axis=None)))
+
+
+def _pixels_seen(x: Array, sweeps: tuple[Sweep, Sweep]) -> Array | None:
+    """Return the pixels that a kernel of one pixel reads, [N, C, rows, columns], without gaps; None
+    for other kernels, and where some lie outside of the image."""
+    down, across = sweeps
+    if down.taps > 1 or across.taps > 1:
+        return None
+    (outputs, rows), (others, columns) = (
+        sweep.inside(0, size) for sweep, size in zip(sweeps, x.shape[2:], strict=True)
+    )
+    if (outputs, others) != (slice(0, down.extent), slice(0, across.extent)):
+        return None
+    return np.ascontiguousarray(x[:, :, rows, columns])
 
 
 @widened
@@ -66,16 +111,83 @@ def _input_grad(g: Array, weight: Array, *, size: Pair, **attrs: Any) -> Array:
     window = Window((kh, kw), **attrs)
     down, across = window.sweeps((g.shape[2], g.shape[3]))
     groups = window.groups
+    if (kh, kw) != (1, 1) and not _is_finite(weight):
+        # Correlated with zeros around the cotangent, an infinite weight would make NaN of them.
+        return scatter(g, weight, size, (down, across), groups, matmul)
     adjoint = weight.reshape(groups, outs // groups, depth, kh, kw).swapaxes(1, 2)
     shape = (len(g), groups * depth, *size)
     pairs = [(a, b) for a in phases(down, size[0]) for b in phases(across, size[1])]
     # Without strides, the one correlation writes all places.
     is_whole = bool(pairs) and (down.stride, across.stride) == (1, 1)
-    out = maker(shape, g.dtype)() if is_whole else aligned_zeros(shape, g.dtype)
+    out = None if is_whole else aligned_zeros(shape, g.dtype)
     for a, b in pairs:
-        kernels = adjoint[..., a.taps, b.taps]
-        _correlate(g, kernels, (a.sweep, b.sweep), out[:, :, a.inputs, b.inputs])
+        kernels, inner = adjoint[..., a.taps, b.taps], (a.sweep, b.sweep)
+        product = _product(g, kernels, inner)
+        if product is not None and out is None:
+            return product
+        out = maker(shape, g.dtype)() if out is None else out
+        if product is None:
+            _correlate(g, kernels, inner, out[:, :, a.inputs, b.inputs])
+        else:
+            out[:, :, a.inputs, b.inputs] = product
+    assert out is not None
     return out
+
+
+@widened
+def _weight_grad(g: Array, x: Array, *, kernel: Pair, **attrs: Any) -> Array:
+    window = Window(kernel, **attrs)
+    groups = window.groups
+    shape = (g.shape[1], x.shape[1] // groups, *kernel)
+    if not g.size or not x.size or not math.prod(shape):
+        return aligned_zeros(shape, g.dtype)
+    out = maker(shape, g.dtype)()
+    sweeps = window.sweeps((g.shape[2], g.shape[3]))
+    seen = _pixels_seen(x, sweeps)
+    if seen is not None:  # packed, so that they are read where they lie
+        x, sweeps = seen, (_plain(sweeps[0]), _plain(sweeps[1]))
+    x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
+    description, sums, elements, work = _describe_weights(
+        x.shape, g.shape[1] // groups, groups, sweeps, x.itemsize
+    )
+    tasks = get_num_threads() if work >= PARALLEL_FROM else 1
+    # One memory for the sums and for each task's own: it is kept from call to call.
+    workspace = take((sums + elements * tasks) * x.itemsize)
+    pointers = [p.ctypes.data for p in (description, g, x, out, workspace)]
+    words = [*pointers, pointers[-1] + sums * x.itemsize, elements, tasks]
+    _weight_kernel(x.dtype.name)(address(np.array(words, np.int64)))
+    give_back(workspace)
+    return out
+
+
+def _plain(sweep: Sweep) -> Sweep:
+    return Sweep(1, 1, 1, 0, sweep.extent)
+
+
+@functools.lru_cache(MOST_GEOMETRIES)
+def _describe_weights(
+    x: tuple[int, ...], outs: int, groups: int, sweeps: tuple[Sweep, Sweep], itemsize: int
+) -> tuple[Array, int, int, int]:
+    """Return the description of a gradient by the weight, the elements of all sums and of a
+    workspace, and how many multiply-adds it takes."""
+    lanes = host().vector_bytes // itemsize
+    geometry, tables = make_weight_geometry(x, outs, groups, sweeps, lanes, itemsize)
+    words = np.concatenate([np.array(geometry.values(), np.int64), tables])
+    sums = geometry.pieces * geometry.chunks * geometry.sums
+    elements = geometry.lane_sums + geometry.copy + geometry.panel
+    return words, sums, elements, geometry.work
+
+
+@functools.cache
+def _weight_kernel(dtype: str) -> Callable[..., None]:
+    """Return ``run(words)``; see `conv.weight_gradient.WORDS`."""
+    name = "weight_gradient"
+    return load_kernel(
+        f"{name} {dtype}",
+        name,
+        lambda module: emit_weight_gradient(module, dtypes.as_dtype(dtype), name),
+        ctypes.c_void_p,
+    )
 
 
 def _correlate(x: Array, kernels: Array, sweeps: tuple[Sweep, Sweep], out: Array) -> None:

@@ -1,4 +1,4 @@
-"""The loops of a correlation: parts of the work, the copy of an image, tiles of its result."""
+"""The loops of a correlation: parts of the work, tiles of its result."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from needle import dtypes
 from needle.backends.cpu.conv.geometry import Geometry
 from needle.backends.cpu.conv.microkernel import VECTORS, Tile, tile_rows
+from needle.backends.cpu.conv.sorted_copy import SortedCopy, move_neighbours
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.dtypes import DType
 
@@ -94,7 +95,8 @@ class _Part:
             g["depth"], f.add_index(f.mul_index(image, g["groups"]), at["groups"])
         )
         plane = f.mul_index(g["height"], g["width"])
-        self._copy(f.pointer("%image", f.mul_index(channel, plane), self.dtype), band)
+        seen = f.pointer("%image", f.mul_index(channel, plane), self.dtype)
+        SortedCopy(f, self.dtype, g, self.slots, self.sides).emit(seen, self.copy, band)
         first = f.mul_index(at["splits"], g["split_outs"])
         outs = f.min_index(g["split_outs"], f.sub_index(g["outs"], first))
         weight = f.add_index(
@@ -114,72 +116,6 @@ class _Part:
             rows,
         )
         return f.end()
-
-    # The copy
-
-    def _copy(self, image: str, band: Index) -> None:
-        """Emit the copy of what the band sees of a group's channels, zeros around it."""
-        f, g = self.f, self.g
-        line = f.mul_index(g["slot_rows"], g["slot_columns"])
-        top = f.add_index(f.mul_index(band, g["stride"]), g["first"])
-
-        def channel(c: Index, _: list[Operand]) -> None:
-            source = f.pointer(
-                image, f.mul_index(c, f.mul_index(g["height"], g["width"])), self.dtype
-            )
-
-            def side(s: Index, _: list[Operand]) -> None:
-                at = f.mul_index(s, 3)
-                bounds = [f.load(self.sides, f.add_index(at, i), dtypes.int64) for i in range(3)]
-                planes = f.add_index(f.mul_index(c, g["remainders"]), s)
-
-                def slot(t: Index, _: list[Operand]) -> None:
-                    remainder = f.load(self.slots, t, dtypes.int64)
-                    place = f.add_index(f.mul_index(planes, g["slots"]), t)
-                    target = f.pointer(self.copy, f.mul_index(place, line), self.dtype)
-                    start = f.add_index(top, remainder)
-
-                    def row(r: Index, _: list[Operand]) -> None:
-                        to = f.pointer(target, f.mul_index(r, g["slot_columns"]), self.dtype)
-                        here = f.add_index(start, f.mul_index(r, g["stride"]))
-                        self._row(source, f.operand(here), to, bounds)
-
-                    f.loop(0, g["slot_rows"], 1, [], row)
-
-                f.loop(0, g["slots"], 1, [], slot)
-
-            f.loop(0, g["remainders"], 1, [], side)
-
-        f.loop(0, g["depth"], 1, [], channel)
-
-    def _row(self, source: str, row: Operand, to: str, bounds: list[Operand]) -> None:
-        """Emit the copy of one row: zeros, and over them what there is of the image."""
-        f, g, lanes = self.f, self.g, self.lanes
-        begin, end, column = bounds
-        zero = f.constant(0, self.dtype, lanes)
-        # The last vector writes into the next row, which is not there yet.
-        f.loop(0, g["slot_columns"], lanes, [], lambda i, _: f.store(zero, to, i))
-        exists = f.compare("ult", row, g["height"])
-
-        def copy() -> None:
-            place = f.add_index(f.mul_index(row, g["width"]), column)
-            seen = f.pointer(source, place, self.dtype)
-            target = f.pointer(to, begin, self.dtype)
-            count = f.sub(end, begin)
-
-            def neighbours() -> None:
-                move_neighbours(f, self.dtype, count, seen, target)
-
-            def strided() -> None:
-                def one(i: Index, _: list[Operand]) -> None:
-                    x = f.load(seen, f.mul_index(i, g["across"]), self.dtype)
-                    f.store(x, target, i)
-
-                f.loop(0, count, 1, [], one)
-
-            f.branch(f.compare("eq", g["across"], f.operand(1)), neighbours, strided)
-
-        f.branch(exists, copy)
 
     # The result
 
@@ -299,20 +235,3 @@ class _Placing:
 
         f.loop(top, f.min_index(bottom, end), 1, [], row)
         return f.end()
-
-
-def move_neighbours(f: Function, dtype: DType, count: Operand, source: str, target: str) -> None:
-    """Emit the copy of ``count`` elements that lie next to each other."""
-    lanes = f.target.lanes(dtype)
-    whole = f.mul_index(f.floordiv_index(count, lanes), lanes)
-
-    def vector(i: Index, _: list[Operand]) -> None:
-        f.store(f.load(source, i, dtype, lanes), target, i)
-
-    f.loop(0, whole, lanes, [], vector)
-
-    def tail() -> None:
-        mask = f.tail_mask(f.sub_index(count, whole), lanes)
-        f.store(f.load(source, whole, dtype, lanes, mask), target, whole, mask)
-
-    f.branch(f.compare("ult", f.operand(whole), count), tail)

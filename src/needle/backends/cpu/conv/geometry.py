@@ -23,6 +23,67 @@ PARALLEL_FROM = 150_000
 
 
 @dataclass(frozen=True)
+class Slots:
+    """How a copy sorts rows and columns, so that each tap sees what it reads side by side.
+
+    Attributes:
+        down, across: how the kernel moves.
+        rows_seen, columns_seen: for each row and column of the kernel, how many steps of the stride
+            after the first it reads, and the remainder.
+        remainders_down, remainders_across: which there are.
+    """
+
+    down: Sweep
+    across: Sweep
+    rows_seen: list[tuple[int, int]]
+    columns_seen: list[tuple[int, int]]
+    remainders_down: list[int]
+    remainders_across: list[int]
+
+    @classmethod
+    def of(cls, down: Sweep, across: Sweep) -> Slots:
+        """Return what the sweeps of a kernel need."""
+        rows = [divmod(i * down.dilation, down.stride) for i in range(down.taps)]
+        columns = [divmod(j * across.dilation, across.stride) for j in range(across.taps)]
+        ups, sides = (sorted({remainder for _, remainder in seen}) for seen in (rows, columns))
+        return cls(down, across, rows, columns, ups, sides)
+
+    @property
+    def planes(self) -> int:
+        """How many planes the copy of a channel has: one for each pair of remainders."""
+        return len(self.remainders_down) * len(self.remainders_across)
+
+    @property
+    def tail_rows(self) -> int:
+        """How many rows the copy has besides those of the result."""
+        return max(row for row, _ in self.rows_seen)
+
+    @property
+    def columns(self) -> int:
+        """How long a row of the copy is."""
+        return self.across.extent + max(column for column, _ in self.columns_seen)
+
+    def table(self, width: int) -> list[int]:
+        """Return what the copy is made by, for images of ``width`` columns: the remainders down;
+        for each remainder across the first and last + 1 columns of the copy that are in the image,
+        and the column of the image that the first of them is."""
+        table = list(self.remainders_down)
+        for side in self.remainders_across:
+            inside, seen = self.across._replace(extent=self.columns).inside(side, width)
+            table += [inside.start, inside.stop, seen.start]
+        return table
+
+    def places(self, plane: int) -> list[int]:
+        """Return where each tap reads in the copy of a channel, whose planes are so large."""
+        ups, sides = self.remainders_down, self.remainders_across
+        return [
+            (sides.index(side) * len(ups) + ups.index(up)) * plane + row * self.columns + column
+            for row, up in self.rows_seen
+            for column, side in self.columns_seen
+        ]
+
+
+@dataclass(frozen=True)
 class Geometry:
     """What a kernel is told, as int64 in this order; strides and places are in elements.
 
@@ -102,20 +163,14 @@ def make_geometry(
         threads: how many share the work.
 
     Returns:
-        The geometry, and int64 tables one after the other: the remainders down; for each remainder
-        across the first and last + 1 columns of the copy that are in the image, and the column of
-        the image that the first of them is; for each tap the place where it reads, and that of its
-        weight.
+        The geometry, and int64 tables one after the other: `Slots.table`; for each tap the place
+        where it reads, and that of its weight.
     """
     (n, _, height, width), (groups, outs, depth, kh, kw) = x, kernels
     down, across = sweeps
-    rows_seen = [divmod(i * down.dilation, down.stride) for i in range(kh)]
-    columns_seen = [divmod(j * across.dilation, across.stride) for j in range(kw)]
-    slots = sorted({remainder for _, remainder in rows_seen})
-    sides = sorted({remainder for _, remainder in columns_seen})
-    tail_rows = max(row for row, _ in rows_seen)
-    slot_columns = across.extent + max(column for column, _ in columns_seen)
-    row_bytes = depth * len(slots) * len(sides) * slot_columns * itemsize
+    slots = Slots.of(down, across)
+    tail_rows, slot_columns = slots.tail_rows, slots.columns
+    row_bytes = depth * slots.planes * slot_columns * itemsize
     fitting = max(1, COPY_BYTES // row_bytes - tail_rows)
     bands = -(-down.extent // fitting)
     work = n * down.extent * across.extent * groups * outs * depth * kh * kw
@@ -134,16 +189,8 @@ def make_geometry(
     splits = -(-outs // split_outs)
     slot_rows = band_rows + tail_rows
     plane = slot_rows * slot_columns
-    channel = plane * len(slots) * len(sides)
-    table: list[int] = list(slots)
-    for side in sides:
-        inside, seen = across._replace(extent=slot_columns).inside(side, width)
-        table += [inside.start, inside.stop, seen.start]
-    places = [
-        (sides.index(side) * len(slots) + slots.index(slot)) * plane + row * slot_columns + column
-        for row, slot in rows_seen
-        for column, side in columns_seen
-    ]
+    channel = plane * slots.planes
+    places = slots.places(plane)
     by_group, by_out, by_channel, by_row, by_column = kernel_strides
     weights = [i * by_row + j * by_column for i in range(kh) for j in range(kw)]
     channels = np.arange(depth, dtype=np.int64)[:, None]
@@ -170,8 +217,8 @@ def make_geometry(
         stride=down.stride,
         across=across.stride,
         first=down.offset,
-        slots=len(slots),
-        remainders=len(sides),
+        slots=len(slots.remainders_down),
+        remainders=len(slots.remainders_across),
         slot_rows=slot_rows,
         slot_columns=slot_columns,
         taps=len(taps),
@@ -183,7 +230,8 @@ def make_geometry(
         out_column=out_strides[3],
         copy=depth * channel,
     )
-    return geometry, np.concatenate([np.array(table, np.int64), taps.ravel()])
+    table = np.array(slots.table(width), np.int64)
+    return geometry, np.concatenate([table, taps.ravel()])
 
 
 def tasks_of(geometry: Geometry, threads: int) -> int:
