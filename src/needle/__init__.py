@@ -18,9 +18,11 @@ from needle.backends.cpu.threads import (
 from needle.compiled import Compiled as Compiled, Dim as Dim, compile as compile
 from needle.compiled.profile import profile as profile
 from needle.config import (
+    autocast as autocast,
     detect_anomaly as detect_anomaly,
     enable_grad as enable_grad,
     inference_mode as inference_mode,
+    is_autocast_enabled as is_autocast_enabled,
     is_grad_enabled as is_grad_enabled,
     is_inference_mode_enabled as is_inference_mode_enabled,
     no_grad as no_grad,

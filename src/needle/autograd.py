@@ -136,9 +136,10 @@ def run_backward(
     sink = _Sink(targets, create_graph, seeds, nodes, needed)
 
     state = modes.state
-    previous, anomaly = state.grad, state.anomaly
+    previous, anomaly, autocast = state.grad, state.anomaly, state.autocast
     # Rules may take detours through infinity; only what comes out of them is checked.
-    state.grad, state.anomaly = create_graph, False
+    # And they compute in the dtypes of the forward pass, whatever autocast says now.
+    state.grad, state.anomaly, state.autocast = create_graph, False, None
     trace = state.trace
     around = None if trace is None else trace.begin_backward()
     try:
@@ -169,7 +170,7 @@ def run_backward(
                     _deliver(edge, cotangent, grads, sink)
             del node, waiting, edges, wanted, results
     finally:
-        state.grad, state.anomaly = previous, anomaly
+        state.grad, state.anomaly, state.autocast = previous, anomaly, autocast
         if trace is not None:
             trace.origin = around
     return sink.results()

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from needle.dtypes import DType, as_dtype, bfloat16
+from needle.errors import DTypeError
+
 if TYPE_CHECKING:
     from needle.gradnode import SavedValueHook
 
@@ -26,6 +29,7 @@ class State:
         grad: whether ops on tensors that require gradients are recorded.
         inference: whether results may never take part in a backward pass.
         anomaly: whether each result is checked for NaN and infinity.
+        autocast: the dtype that sums of products take their factors in; None outside of `autocast`.
         saved_value_hook: replaces the values kept for the backward pass (rematerialisation).
         trace: what ops are recorded in while a function is traced, else None: see `needle.graph`.
         quiet: runs a function with NumPy's floating-point warnings off. NumPy keeps that setting in
@@ -33,12 +37,13 @@ class State:
             ``np.errstate`` costs 1,100 ns, and leaves the user's setting alone.
     """
 
-    __slots__ = ("anomaly", "grad", "inference", "quiet", "saved_value_hook", "trace")
+    __slots__ = ("anomaly", "autocast", "grad", "inference", "quiet", "saved_value_hook", "trace")
 
     def __init__(self) -> None:
         self.grad = True
         self.inference = False
         self.anomaly = False
+        self.autocast: DType | None = None
         self.saved_value_hook: SavedValueHook | None = None
         self.trace: Any = None  # a Trace, or whatever else records ops
         context = contextvars.copy_context()
@@ -87,8 +92,9 @@ class Mode:
         self._previous: list[dict[str, Any]] = []
 
     def __enter__(self) -> None:
-        self._previous.append({name: getattr(modes.state, name) for name in self.settings})
-        for name, value in self.settings.items():
+        settings = self.chosen()
+        self._previous.append({name: getattr(modes.state, name) for name in settings})
+        for name, value in settings.items():
             setattr(modes.state, name, value)
 
     def __exit__(
@@ -99,6 +105,10 @@ class Mode:
     ) -> None:
         for name, value in self._previous.pop().items():
             setattr(modes.state, name, value)
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the modes to set while inside."""
+        return self.settings
 
     def again(self) -> Mode:
         """Return a new switch of the same kind."""
@@ -239,6 +249,65 @@ class detect_anomaly(Mode):
     settings: ClassVar[dict[str, Any]] = {"anomaly": True}
 
 
+class autocast(Mode):
+    """Multiply in bfloat16 what gains from it, and compute the rest in float32.
+
+    Inside, each op takes its floating inputs in the dtype that suits it, which its record names:
+
+    - matrix products, convolutions, `linear` and attention take bfloat16, add up in float32 and
+      give bfloat16;
+    - sums and other reductions, normalisation, softmax, losses, `exp`, `log`, `pow` and their like
+      take float32 and give float32;
+    - all others follow their inputs, which are promoted as always: bfloat16 plus float32 is
+      float32.
+
+    Parameters stay float32, and so do their gradients: conversions are ops, whose derivatives
+    convert back. float64, integers and bools are left alone. A backward pass computes each
+    gradient in the dtypes of the forward pass, inside and outside; call it outside. For `compile`
+    the mode is part of the signature, whether it is entered outside of the function or inside.
+
+    A product in bfloat16 has factors of 8 significant bits. Where the processor multiplies pairs of
+    them (AMX, AVX-512-BF16), factors and sums below 1.2e-38 count as zero; elsewhere they do not.
+
+    Source: P. Micikevicius et al., "Mixed Precision Training", 2018; the names are PyTorch's.
+
+    Args:
+        dtype: "bfloat16". float16 has so small a range that losses need to be scaled, which needle
+            does not do.
+        enabled: False computes in the dtypes of the inputs again, inside of another `autocast`.
+
+    Raises:
+        DTypeError: another dtype.
+
+    Example:
+        >>> weight = ndl.Tensor([[0.5], [0.25]])
+        >>> with ndl.autocast("bfloat16"):
+        ...     y = ndl.ones((1, 2)) @ weight
+        ...     loss = y.sum()
+        >>> y.dtype.name, loss.dtype.name
+        ('bfloat16', 'float32')
+        >>> loss.backward()
+        >>> weight.grad.dtype.name
+        'float32'
+    """
+
+    def __init__(self, dtype: Any = bfloat16, enabled: bool = True) -> None:
+        super().__init__()
+        self.dtype = as_dtype(dtype)
+        self.enabled = enabled
+        if self.dtype != bfloat16:
+            raise DTypeError(
+                f"autocast: multiplies in bfloat16, got {self.dtype.name}; "
+                "autocast(enabled=False) switches it off"
+            )
+
+    def chosen(self) -> dict[str, Any]:
+        return {"autocast": self.dtype if self.enabled else None}
+
+    def again(self) -> Mode:
+        return autocast(self.dtype, self.enabled)
+
+
 class set_grad_enabled(Switch):
     """Switch recording on or off: as a statement, for a ``with`` block, or as a decorator.
 
@@ -280,6 +349,17 @@ def is_grad_enabled() -> bool:
         True
     """
     return modes.state.grad
+
+
+def is_autocast_enabled() -> bool:
+    """Return whether this thread is inside of `autocast`.
+
+    Example:
+        >>> with ndl.autocast("bfloat16"):
+        ...     ndl.is_autocast_enabled()
+        True
+    """
+    return modes.state.autocast is not None
 
 
 def is_inference_mode_enabled() -> bool:

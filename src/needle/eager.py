@@ -20,6 +20,7 @@ from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
 from needle.errors import AnomalyError, ArgumentTypeError, DeviceError, NeedleError
 from needle.gradnode import OpNode, check_constants, connect, watch
 from needle.ops.engine import engine
+from needle.ops.precision import Precision, cast_inputs
 from needle.ops.record import Op
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise, wrap
@@ -34,6 +35,8 @@ def apply(op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         NeedleError: the inputs do not fit the op; what `infer` of the record says.
     """
     state = modes.state
+    if state.autocast is not None and op.precision is not Precision.FOLLOW:
+        inputs = cast_inputs(op.precision, inputs, state.autocast)
     if state.trace is not None:
         return state.trace.apply(op, inputs, attrs)
     arrays = [t._data for t in inputs]

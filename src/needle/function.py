@@ -226,6 +226,8 @@ class _Frame:
         self.structure = structure
         # The arguments are kept, without their history: the recomputed graph is thrown away.
         self.leaves = [_frozen(leaf) for leaf in leaves]
+        #: The function runs again as it ran first, though backward passes leave autocast.
+        self.autocast = modes.state.autocast
         self.count = 0
         self.values: list[Any] | None = None
         self.taken = 0
@@ -258,13 +260,14 @@ class _Frame:
         generator = default_generator()
         now = generator.state.clone()
         generator.set_state(self.random_state)
-        previous = modes.state.saved_value_hook
-        modes.state.saved_value_hook = recorder
+        state = modes.state
+        previous, autocast = state.saved_value_hook, state.autocast
+        state.saved_value_hook, state.autocast = recorder, self.autocast
         try:
             with enable_grad():
                 self.function(*args, **kwargs)
         finally:
-            modes.state.saved_value_hook = previous
+            state.saved_value_hook, state.autocast = previous, autocast
             generator.set_state(now)
         if len(recorder.values) != self.count:
             raise GradientError(

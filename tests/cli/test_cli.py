@@ -137,6 +137,18 @@ def test_steps_are_compiled(run):
     assert re.search(r'<th scope="row">compiling</th><td>\d+\.\d\d s</td>', report)
 
 
+def test_training_in_bfloat16(run):
+    folder, _ = run
+    needle("train", "mine:task", "--out", "low", "--seed", 7, "--precision", "bf16", cwd=folder)
+    low, full = (read_metrics(folder / f / "metrics.jsonl")[-1] for f in ("low", "out"))
+    assert low["test_loss"] != full["test_loss"]
+    assert low["test_loss"] == pytest.approx(full["test_loss"], rel=0.05)
+    done = needle("eval", "low", "--task", "mine:task", "--json", cwd=folder)
+    assert json.loads(done.stdout)["test_loss"] == pytest.approx(low["test_loss"], rel=1e-6)
+    done = needle("train", "mine:task", "--out", "x", "--precision", "f16", cwd=folder, check=2)
+    assert "bf16" in done.stderr
+
+
 def test_eager_steps_give_nearly_the_same(run):
     folder, _ = run
     done = needle("train", "mine:task", "--out", "eager", "--seed", 7, "--eager", cwd=folder)

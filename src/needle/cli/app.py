@@ -43,6 +43,18 @@ class Optimizer(str, enum.Enum):
     sgd = "sgd"
 
 
+class Precision(str, enum.Enum):
+    """What a model can compute in."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype."""
+        return "float32" if self is Precision.f32 else "bfloat16"
+
+
 class Which(str, enum.Enum):
     """The checkpoints of a run."""
 
@@ -101,6 +113,10 @@ def train(
         bool,
         typer.Option("--eager", help="Run op by op instead of compiling the steps; slower."),
     ] = False,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="What the model computes in; parameters stay float32 (default: f32)."),
+    ] = None,
     traceback: Traceback = False,
 ) -> None:
     """Train a model; write a report, metrics and a checkpoint.
@@ -116,6 +132,7 @@ def train(
     recipe = {name: value for name, value in given.items() if value is not None}
     if resume:
         asked = {**recipe, "model": model, "seed": seed, "data": data, "eager": eager or None}
+        asked["precision"] = precision
         _check_resume(out, asked)
     with errors_as_messages(traceback):
         progress, callback = _progress()
@@ -131,7 +148,15 @@ def train(
                     recipe["epochs"] = epochs
                 folder = out or _new_folder(task)
                 task_options = TaskOptions(data, model, seed or 0)
-                run = Run(task, folder, task_options, recipe, [callback], compile=not eager)
+                run = Run(
+                    task,
+                    folder,
+                    task_options,
+                    recipe,
+                    [callback],
+                    compile=not eager,
+                    precision=(precision or Precision.f32).dtype,
+                )
             _introduce(run)
             result = run.train()
             final = None if result.interrupted is not None else run.finish()

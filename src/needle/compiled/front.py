@@ -165,7 +165,7 @@ class Compiled(Generic[P, R]):
                 "neither a tensor nor hashable; what is no tensor is part of the signature: pass "
                 "numbers, a tuple or a frozen dataclass, or let the function take it from outside"
             )
-        return structure, parts, state.grad, state.inference
+        return structure, parts, state.grad, state.inference, state.autocast
 
     def _check_budget(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature: Any = (key, len(self._table.get(key, ())))

@@ -53,6 +53,7 @@ class Specialization:
         self._token: object = None
         state = modes.state
         self._grad, self._inference = state.grad, state.inference
+        self._autocast = state.autocast
         graph = traced.graph
         n = traced.arguments
         self._donations = graph.donations
@@ -194,6 +195,7 @@ class Specialization:
             or self._token is not changes.token
             or state.grad is not self._grad
             or state.inference is not self._inference
+            or state.autocast is not self._autocast
             or state.anomaly
             or len(args) != len(plan)
         ):

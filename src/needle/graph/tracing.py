@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from needle.config import modes, no_grad
+from needle.config import autocast, modes, no_grad
 from needle.devices import META
 from needle.dtypes import DType
 from needle.eager import finish, is_number, user_line
@@ -529,7 +529,7 @@ def expand(
     """
     trace = Trace(like.op.name, modes.state.trace)
     trace.place = like.location, like.scope, like.is_backward
-    with trace, no_grad():
+    with trace, no_grad(), autocast(enabled=False):
         result = function(*[wrap(Cell(trace, v)) for v in inputs], **attrs)
         tensors = result if isinstance(result, tuple) else (result,)
         values = [trace.cell_of(t).read() for t in tensors]

@@ -11,6 +11,7 @@ from needle.errors import ArgumentError
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, constant_like, elementwise, widened
 from needle.ops.engine import as_float_tensor
+from needle.ops.precision import Precision
 from needle.ops.record import composite
 from needle.ops.samples import (
     SPECIAL_VALUES,
@@ -96,6 +97,7 @@ def _softplus(x: Array) -> Array:
     vjp={"x": lambda g, x: g * sigmoid(x)},
     peer="nn.functional.softplus",
     lower=lambda b, x: b.softplus(x),
+    precision=Precision.FULL,
 )
 def softplus(x: TensorLike) -> Tensor:
     """Smooth rectifier: ``ln(1 + eˣ)``.

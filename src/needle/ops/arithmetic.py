@@ -10,6 +10,7 @@ from needle.errors import ArgumentError
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, elementwise, widened
 from needle.ops.engine import as_tensor
+from needle.ops.precision import Precision
 from needle.ops.record import composite
 from needle.ops.samples import (
     Array,
@@ -257,6 +258,7 @@ def _power_samples() -> Iterable[Sample]:
     samples=_power_samples,
     lower=_lower_power,
     fault=_negative_power,
+    precision=Precision.FULL,
 )
 def pow(x: TensorLike, y: TensorLike) -> Tensor:
     """Power: ``x ** y``.

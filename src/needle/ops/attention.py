@@ -15,6 +15,7 @@ from needle.ops.dropout import check_probability, drop
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor, promoted, widen
 from needle.ops.movement import broadcast_to, reshape, transpose
+from needle.ops.precision import Precision
 from needle.ops.record import composite
 from needle.ops.reduce import all, any
 from needle.ops.samples import Sample, bad, bools, integers, normal
@@ -171,7 +172,9 @@ def _samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "needs dropout_bits", q, k, v, dropout_p=0.5)
 
 
-@composite(samples=_samples, peer="nn.functional.scaled_dot_product_attention")
+@composite(
+    samples=_samples, peer="nn.functional.scaled_dot_product_attention", precision=Precision.LOW
+)
 def scaled_dot_product_attention(
     query: TensorLike,
     key: TensorLike,

@@ -10,8 +10,9 @@ import numpy as np
 
 from needle.errors import ShapeError
 from needle.ops.elementwise import TensorLike, widened
-from needle.ops.engine import apply, promoted
+from needle.ops.engine import apply
 from needle.ops.movement import permute_dims, reshape
+from needle.ops.precision import Precision, operands
 from needle.ops.record import Kind, composite, op
 from needle.ops.reduce import sum_to_shape
 from needle.ops.samples import Sample, bad, integers, normal
@@ -104,7 +105,7 @@ def matmul(x: TensorLike, y: TensorLike) -> Tensor:
         >>> ndl.matmul(ndl.ones((2, 3)), ndl.ones((3, 4))).shape
         (2, 4)
     """
-    a, b = promoted(x, y)
+    a, b = operands(matmul, x, y)
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError("matmul: a 0-d tensor has no axis to sum over; multiply with * instead")
     row, column = a.ndim == 1, b.ndim == 1
@@ -127,6 +128,7 @@ def _linear_samples() -> Iterable[Sample]:
 @composite(
     samples=_linear_samples,
     peer=lambda torch, x, w, b=None: torch.nn.functional.linear(x, w.T, b),
+    precision=Precision.LOW,
 )
 def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
     """Affine map: ``x @ weight + bias``.

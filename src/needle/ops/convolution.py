@@ -28,6 +28,7 @@ from needle.ops.convolution_parts import (
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, promoted
 from needle.ops.movement import reshape
+from needle.ops.precision import operands
 from needle.ops.record import Kind, op
 from needle.ops.samples import Sample, bad, normal
 from needle.ops.unfolding import (
@@ -268,7 +269,7 @@ def conv2d(
         >>> ndl.conv2d(ndl.ones((1, 1, 3, 3)), ndl.ones((1, 1, 2, 2))).tolist()
         [[[[4.0, 4.0], [4.0, 4.0]]]]
     """
-    image, kernel = promoted(x, weight)
+    image, kernel = operands(conv2d, x, weight)
     if kernel.ndim != 4:
         raise ShapeError(
             "conv2d: the weight must be [out_channels, in_channels/groups, kh, kw], got shape "
@@ -300,7 +301,7 @@ def with_bias(result: Tensor, bias: TensorLike | None, name: str) -> Tensor:
     """Add one number to each channel of [N, C, H, W]."""
     if bias is None:
         return result
-    _, b = promoted(result, bias)
+    _, b = promoted(result, *operands(conv2d, bias))
     if b.shape != (result.shape[1],):
         raise ShapeError(
             f"{name}: the bias must be [{result.shape[1]}] (out_channels), got shape "

@@ -15,6 +15,7 @@ from needle.ops.label_cross_entropy import label_cross_entropy
 from needle.ops.labels import class_axis, select_labels
 from needle.ops.loss import check_reduction, reduced, torch_loss
 from needle.ops.movement import broadcast_to, reshape
+from needle.ops.precision import Precision
 from needle.ops.record import composite
 from needle.ops.reduce import sum
 from needle.ops.samples import Sample, bad, integers, normal, uniform
@@ -81,7 +82,7 @@ def _weights_of_labels(
     return select_labels(broadcast_to(weight, scores.shape), target, ignore_index)
 
 
-@composite(samples=_label_samples, peer=torch_loss("nll_loss"))
+@composite(samples=_label_samples, peer=torch_loss("nll_loss"), precision=Precision.FULL)
 def nll_loss(
     x: TensorLike,
     target: TensorLike,
@@ -154,7 +155,9 @@ def _cross_entropy_samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "label_smoothing", normal(2, 4), labels, label_smoothing=1.5)
 
 
-@composite(samples=_cross_entropy_samples, peer=torch_loss("cross_entropy"))
+@composite(
+    samples=_cross_entropy_samples, peer=torch_loss("cross_entropy"), precision=Precision.FULL
+)
 def cross_entropy(
     x: TensorLike,
     target: TensorLike,

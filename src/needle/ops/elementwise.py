@@ -20,6 +20,7 @@ import numpy as np
 from needle.dtypes import ALL, DType, accumulation_dtype, float_dtype, is_float, is_integer
 from needle.errors import DTypeError
 from needle.ops.engine import engine
+from needle.ops.precision import Precision
 from needle.ops.record import Kind, Lowering, Op, OpFunction, Rule, attach
 from needle.ops.samples import Array, Samples, binary_samples, unary_samples
 from needle.shapes import Spec, broadcast_shapes
@@ -75,6 +76,7 @@ def elementwise(
     aliases: Iterable[str] = (),
     is_method: bool = True,
     peer: str | Callable[..., Any] | None = "",
+    precision: Precision = Precision.FOLLOW,
 ) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
     """Declare the decorated signature as an elementwise op.
 
@@ -91,6 +93,7 @@ def elementwise(
         aliases: further names.
         is_method: whether it becomes a Tensor method.
         peer: the PyTorch function; by default that of the same name.
+        precision: in which dtype it computes under `autocast`.
     """
     accepted = frozenset(CATEGORIES if to_float else takes)
 
@@ -128,6 +131,7 @@ def elementwise(
             fault=fault,
             commutes=commutes,
             inputs=inputs,
+            precision=precision,
             promotion=accepted,
         )
 

@@ -18,6 +18,7 @@ from needle.ops.arithmetic import abs, square
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, promoted, widen
+from needle.ops.precision import Precision
 from needle.ops.record import composite
 from needle.ops.reduce import mean, sum
 from needle.ops.samples import Sample, Samples, bad, bools, distinct, normal, uniform
@@ -95,7 +96,7 @@ def _wanted(*shape: int) -> Any:
 _SIGNED = _loss_samples(_predicted, _wanted)
 
 
-@composite(samples=_SIGNED, peer="nn.functional.mse_loss")
+@composite(samples=_SIGNED, peer="nn.functional.mse_loss", precision=Precision.FULL)
 def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
     """Squared error: ``(x − target)²``, averaged over all elements.
 
@@ -117,7 +118,7 @@ def mse_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tens
     return reduced(losses, reduction, "mse_loss").astype(a.dtype, copy=False)
 
 
-@composite(samples=_SIGNED, peer="nn.functional.l1_loss")
+@composite(samples=_SIGNED, peer="nn.functional.l1_loss", precision=Precision.FULL)
 def l1_loss(x: TensorLike, target: TensorLike, reduction: str = "mean") -> Tensor:
     """Absolute error: ``|x − target|``, averaged over all elements.
 
@@ -148,7 +149,9 @@ def _huber_samples(keyword: str) -> Samples:
     return draw
 
 
-@composite(samples=_huber_samples("delta"), peer="nn.functional.huber_loss")
+@composite(
+    samples=_huber_samples("delta"), peer="nn.functional.huber_loss", precision=Precision.FULL
+)
 def huber_loss(
     x: TensorLike, target: TensorLike, reduction: str = "mean", delta: float = 1.0
 ) -> Tensor:
@@ -179,7 +182,9 @@ def huber_loss(
     return reduced(losses, reduction, "huber_loss").astype(a.dtype, copy=False)
 
 
-@composite(samples=_huber_samples("beta"), peer="nn.functional.smooth_l1_loss")
+@composite(
+    samples=_huber_samples("beta"), peer="nn.functional.smooth_l1_loss", precision=Precision.FULL
+)
 def smooth_l1_loss(
     x: TensorLike, target: TensorLike, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
@@ -238,7 +243,11 @@ def torch_loss(name: str) -> Callable[..., Any]:
     return peer
 
 
-@composite(samples=_bce_samples, peer=torch_loss("binary_cross_entropy_with_logits"))
+@composite(
+    samples=_bce_samples,
+    peer=torch_loss("binary_cross_entropy_with_logits"),
+    precision=Precision.FULL,
+)
 def binary_cross_entropy_with_logits(
     x: TensorLike,
     target: TensorLike,
@@ -311,7 +320,7 @@ def _torch_kl(torch: Any, x: Any, target: Any, **settings: Any) -> Any:
         return torch.nn.functional.kl_div(x, target, **settings)
 
 
-@composite(samples=_kl_samples, peer=_torch_kl)
+@composite(samples=_kl_samples, peer=_torch_kl, precision=Precision.FULL)
 def kl_div(
     x: TensorLike, target: TensorLike, reduction: str = "mean", log_target: bool = False
 ) -> Tensor:

@@ -38,6 +38,7 @@ import numpy as np
 
 from needle.ops.fold import Fold
 from needle.ops.ordered import Ordered
+from needle.ops.precision import Precision, under
 from needle.ops.samples import Sample, Samples
 from needle.shapes import Spec
 
@@ -71,6 +72,15 @@ class Kind(enum.Enum):
     CONTROL = "control"  #: runs graphs, which are among its attributes
 
 
+#: The precision of ops that do not name one.
+_PRECISIONS = {
+    Kind.CONTRACTION: Precision.LOW,
+    Kind.REDUCTION: Precision.FULL,
+    Kind.NORMALIZATION: Precision.FULL,
+    Kind.SCAN: Precision.FULL,
+}
+
+
 @dataclass(eq=False)
 class Entry:
     """What primitives and composites have in common: a public function, samples, a peer.
@@ -84,6 +94,8 @@ class Entry:
         unpacks: whether the method also takes its shape or axes one by one: ``x.reshape(2, 3)``.
         peer: how PyTorch spells it, as a path below ``torch`` or a function of ``torch`` and the
             sample's arguments; None when PyTorch has no such thing.
+        precision: in which dtype it computes under `autocast`; an op that does not say has that of
+            its kind.
         module: where the function is defined.
     """
 
@@ -95,6 +107,7 @@ class Entry:
     unpacks: bool = False
     peer: str | Callable[..., Any] | None = None
     differentiable: bool = True
+    precision: Precision = Precision.FOLLOW
 
     @property
     def module(self) -> str:
@@ -292,6 +305,7 @@ def op(
     flops: Callable[..., int] | None = None,
     may_alias: bool = False,
     refuses: bool = False,
+    precision: Precision | None = None,
     aliases: Iterable[str] = (),
     is_method: bool = True,
     unpacks: bool = False,
@@ -324,6 +338,7 @@ def op(
             flops=flops,
             may_alias=may_alias,
             refuses=refuses,
+            precision=precision or _PRECISIONS.get(kind, Precision.FOLLOW),
             inputs=tuple(p.name for p in positional),
             is_variadic=bool(positional)
             and positional[-1].kind is inspect.Parameter.VAR_POSITIONAL,
@@ -349,10 +364,17 @@ def composite(
     unpacks: bool = False,
     peer: str | Callable[..., Any] | None = None,
     differentiable: bool = True,
+    precision: Precision = Precision.FOLLOW,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register the decorated function, written with other ops, for tests, docs and methods."""
+    """Register the decorated function, written with other ops, for tests, docs and methods.
+
+    With a ``precision``, it takes its tensors as `autocast` gives them to an op of that precision.
+    Without, the ops that it is written with take theirs.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if precision is not Precision.FOLLOW:
+            function = under(precision, function)
         register(
             Entry(
                 name=function.__name__,
@@ -363,6 +385,7 @@ def composite(
                 unpacks=unpacks,
                 peer=peer,
                 differentiable=differentiable,
+                precision=precision,
             )
         )
         return function

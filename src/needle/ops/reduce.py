@@ -17,6 +17,7 @@ from needle.ops.comparison import isfinite, where
 from needle.ops.elementwise import TensorLike, widened
 from needle.ops.engine import apply, as_float_tensor, as_tensor
 from needle.ops.movement import broadcast_to, reshape
+from needle.ops.precision import Precision
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Sample, Samples, bad, bools, distinct, integers, normal, uniform
 from needle.ops.slicing import pad
@@ -108,7 +109,9 @@ def sum(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool =
         t = t.astype(dtypes.uint64, copy=False)
     elif not is_float(t.dtype):
         t = t.astype(dtypes.int64, copy=False)
-    return apply(sum, t, axes=normalize_axes(axis, t.ndim, "sum"), keepdims=keepdims)
+    total = apply(sum, t, axes=normalize_axes(axis, t.ndim, "sum"), keepdims=keepdims)
+    # What is asked for counts more than what autocast makes of it.
+    return total if dtype is None else total.astype(t.dtype, copy=False)
 
 
 def sum_to_shape(x: Tensor, shape: Shape) -> Tensor:
@@ -225,7 +228,7 @@ def _prod_samples() -> Iterable[Sample]:
     yield Sample((normal(0, 3),), {"axis": 0}, label="empty")
 
 
-@composite(samples=_prod_samples, is_method=True, peer=_torch_prod)
+@composite(samples=_prod_samples, is_method=True, peer=_torch_prod, precision=Precision.FULL)
 def prod(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Tensor:
     """Product over axes; 1 over no elements.
 
@@ -304,6 +307,7 @@ def _extremum_vjp(g: Tensor, x: Tensor, out: Tensor, axes: Shape) -> Tensor:
     refuses=True,
     aliases=("amax",),
     peer=_torch_reduction("amax"),
+    precision=Precision.FOLLOW,
 )
 def max(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """Largest element along axes; NaN if there is one.
@@ -335,6 +339,7 @@ def max(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     refuses=True,
     aliases=("amin",),
     peer=_torch_reduction("amin"),
+    precision=Precision.FOLLOW,
 )
 def min(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """Smallest element along axes; NaN if there is one.
@@ -400,6 +405,7 @@ def _torch_arg(name: str) -> Callable[..., Any]:
     lower=fold.ARGMAX,
     samples=_arg_samples,
     peer=_torch_arg("argmax"),
+    precision=Precision.FOLLOW,
 )
 def argmax(x: TensorLike, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
     """Index of the largest element along an axis, the first of several.
@@ -430,6 +436,7 @@ def argmax(x: TensorLike, axis: int | None = None, *, keepdims: bool = False) ->
     lower=fold.ARGMIN,
     samples=_arg_samples,
     peer=_torch_arg("argmin"),
+    precision=Precision.FOLLOW,
 )
 def argmin(x: TensorLike, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
     """Index of the smallest element along an axis, the first of several.
@@ -486,6 +493,7 @@ def _as_bool(x: Any) -> Tensor:
     lower=fold.ANY,
     samples=_logic_samples,
     peer=_torch_logic("any"),
+    precision=Precision.FOLLOW,
 )
 def any(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """Whether at least one element along the axes is true (not zero).
@@ -513,6 +521,7 @@ def any(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     lower=fold.ALL,
     samples=_logic_samples,
     peer=_torch_logic("all"),
+    precision=Precision.FOLLOW,
 )
 def all(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """Whether all elements along the axes are true (not zero).

@@ -17,6 +17,7 @@ from needle.ops.gather import take_along_axis
 from needle.ops.movement import broadcast_to
 from needle.ops.ordered import Sort
 from needle.ops.places import take_at
+from needle.ops.precision import Precision
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Array, Sample, bad, distinct, integers, normal
 from needle.shapes import Spec, as_index, normalize_axis
@@ -53,6 +54,7 @@ def _argsort(x: Array, *, axis: int, descending: bool) -> Array:
     peer=lambda torch, x, axis=-1, descending=False: torch.argsort(
         x, dim=axis, descending=descending, stable=True
     ),
+    precision=Precision.FOLLOW,
 )
 def argsort(
     x: TensorLike, *, axis: int = -1, descending: bool = False, stable: bool = True
@@ -144,6 +146,7 @@ def _top_indices(x: Array, *, k: int, axis: int, largest: bool) -> Array:
     ],
     is_method=False,
     peer=lambda torch, x, k, axis=-1, largest=True: torch.topk(x, k, axis, largest)[1],
+    precision=Precision.FOLLOW,
 )
 def top_indices(x: TensorLike, k: int, *, axis: int = -1, largest: bool = True) -> Tensor:
     """Indices of the k largest (or smallest) elements along an axis, best first.

@@ -9,6 +9,7 @@ import numpy as np
 
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, elementwise, widened
+from needle.ops.precision import Precision
 from needle.ops.samples import Array, binary_samples, unary_samples
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _positive = unary_samples(0.3, 4.0)
     to_float=True,
     vjp={"x": lambda g, out: g * out},
     lower=lambda b, x: b.exp(x),
+    precision=Precision.FULL,
 )
 def exp(x: TensorLike) -> Tensor:
     """Exponential: ``eˣ``.
@@ -40,6 +42,7 @@ def exp(x: TensorLike) -> Tensor:
     to_float=True,
     vjp={"x": lambda g, out: g * (out + 1)},
     lower=lambda b, x: b.expm1(x),
+    precision=Precision.FULL,
 )
 def expm1(x: TensorLike) -> Tensor:
     """Exponential minus one, exact near 0: ``eˣ − 1``.
@@ -59,6 +62,7 @@ def expm1(x: TensorLike) -> Tensor:
     vjp={"x": lambda g, x: g / x},
     samples=_positive,
     lower=lambda b, x: b.log(x),
+    precision=Precision.FULL,
 )
 def log(x: TensorLike) -> Tensor:
     """Natural logarithm: ``ln x``; −∞ at 0, NaN below.
@@ -78,6 +82,7 @@ def log(x: TensorLike) -> Tensor:
     vjp={"x": lambda g, x: g / (x + 1)},
     samples=unary_samples(-0.7, 3.0),
     lower=lambda b, x: b.log1p(x),
+    precision=Precision.FULL,
 )
 def log1p(x: TensorLike) -> Tensor:
     """Natural logarithm of one more, exact near 0: ``ln(1 + x)``.
@@ -97,6 +102,7 @@ def log1p(x: TensorLike) -> Tensor:
     vjp={"x": lambda g, x: g / (x * math.log(2))},
     samples=_positive,
     lower=lambda b, x: b.log2(x),
+    precision=Precision.FULL,
 )
 def log2(x: TensorLike) -> Tensor:
     """Logarithm to base 2.
@@ -116,6 +122,7 @@ def log2(x: TensorLike) -> Tensor:
     vjp={"x": lambda g, out: g * 0.5 / out},
     samples=_positive,
     lower=lambda b, x: b.sqrt(x),
+    precision=Precision.FULL,
 )
 def sqrt(x: TensorLike) -> Tensor:
     """Square root: ``√x``; NaN below 0.
@@ -139,6 +146,7 @@ def _rsqrt(x: Array) -> Array:
     vjp={"x": lambda g, out: g * (out * out * out * -0.5)},
     samples=_positive,
     lower=lambda b, x: b.rsqrt(x),
+    precision=Precision.FULL,
 )
 def rsqrt(x: TensorLike) -> Tensor:
     """Reciprocal of the square root: ``1 / √x``; ∞ at 0, NaN below.
@@ -158,6 +166,7 @@ def rsqrt(x: TensorLike) -> Tensor:
     vjp={"x": lambda g, out: -g * out * out},
     samples=unary_samples(0.3, 3.0),
     lower=lambda b, x: b.reciprocal(x),
+    precision=Precision.FULL,
 )
 def reciprocal(x: TensorLike) -> Tensor:
     """Reciprocal: ``1 / x``.
@@ -183,6 +192,7 @@ def reciprocal(x: TensorLike) -> Tensor:
     samples=binary_samples(0.3, 3.0, special=(1.0, -1.0, np.inf, -np.inf, np.nan, 6.0, -100.0)),
     peer=lambda torch, x, y: torch.hypot(x, torch.as_tensor(y, dtype=x.dtype)),
     lower=lambda b, x, y: b.hypot(x, y),
+    precision=Precision.FULL,
 )
 def hypot(x: TensorLike, y: TensorLike) -> Tensor:
     """Length of the hypotenuse: ``√(x² + y²)``, without overflow on the way.
@@ -242,6 +252,7 @@ def cos(x: TensorLike) -> Tensor:
     vjp={"x": lambda g, out: g * (out * out + 1)},
     samples=unary_samples(-1.2, 1.2),
     lower=lambda b, x: b.tan(x),
+    precision=Precision.FULL,
 )
 def tan(x: TensorLike) -> Tensor:
     """Tangent of an angle in radians.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from needle.errors import ArgumentError, ShapeError
 from needle.ops.convolution import PairLike, as_groups, conv2d_input_grad, with_bias
 from needle.ops.elementwise import TensorLike
-from needle.ops.engine import promoted
 from needle.ops.movement import reshape
+from needle.ops.precision import operands
 from needle.ops.record import composite
 from needle.ops.samples import Sample, bad, normal
 from needle.shapes import as_pair
@@ -84,7 +84,7 @@ def conv_transpose2d(
         (1, 1, 4, 4)
     """
     name = "conv_transpose2d"
-    image, kernel = promoted(x, weight)
+    image, kernel = operands(conv2d_input_grad, x, weight)
     single = image.ndim == 3
     if single:
         image = reshape(image, (1, *image.shape))

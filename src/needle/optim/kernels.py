@@ -14,7 +14,7 @@ import numpy as np
 import needle
 from needle.backends.cpu.rowwise import RowProgram
 from needle.compiler.rows import ROWS
-from needle.config import no_grad
+from needle.config import autocast, no_grad
 from needle.errors import CompileError
 from needle.graph.trace import trace_call
 from needle.ops.samples import Array
@@ -65,7 +65,7 @@ def _compile(
 
     rows = [wrap(_rows(a)) for a in arrays]
     numbers = [wrap(np.zeros((), np.asarray(x).dtype)) for x in c]
-    with no_grad():
+    with no_grad(), autocast(enabled=False):
         traced = trace_call(step, (rows, numbers), {}, keep_grads=False)
     if len(traced.graph.inputs) != len(rows) + len(numbers):
         raise CompileError(

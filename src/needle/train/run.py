@@ -36,6 +36,7 @@ class RunConfig:
         seed: The seed of everything random.
         recipe: How to train.
         compile: Whether steps are compiled.
+        precision: What model and loss compute in: `"float32"` or `"bfloat16"`.
     """
 
     task: str
@@ -44,6 +45,7 @@ class RunConfig:
     seed: int
     recipe: Recipe
     compile: bool = True
+    precision: str = "float32"
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, for the checkpoint."""
@@ -76,6 +78,7 @@ class Run:
         callbacks: Watchers of the training.
         state: What a checkpoint of the run in the folder holds; see `resume`.
         compile: Whether training and evaluation steps are compiled.
+        precision: What model and loss compute in: `"float32"` or `"bfloat16"`.
 
     Raises:
         ArgumentError: An option makes no sense, or there is a run in the folder and no `state`.
@@ -102,6 +105,7 @@ class Run:
         callbacks: Sequence[Callback] = (),
         state: Mapping[str, Any] | None = None,
         compile: bool = True,
+        precision: str = "float32",
     ) -> None:
         self.folder = Path(folder)
         options = options or TaskOptions()
@@ -120,6 +124,7 @@ class Run:
             options.seed,
             replace(self.task.recipe, **(recipe or {})),
             compile,
+            precision,
         )
         self.trainer = _make_trainer(self.task, self.config, self.folder, callbacks)
         if state is not None:
@@ -154,7 +159,16 @@ class Run:
         if epochs is not None:
             recipe["epochs"] = epochs
         options = task_options(config)
-        return cls(config.task, folder, options, recipe, callbacks, state, config.compile)
+        return cls(
+            config.task,
+            folder,
+            options,
+            recipe,
+            callbacks,
+            state,
+            config.compile,
+            config.precision,
+        )
 
     @property
     def checkpoint_path(self) -> Path:
@@ -249,6 +263,7 @@ def evaluate_run(
         loaded.loss,
         loaded.kind,
         compiled=config.compile if compile is None else compile,
+        precision=config.precision,
     )
     meter = evaluate(loaded.model, loaded.loss, batches, loaded.kind, step=step)
     assert meter is not None
@@ -310,6 +325,7 @@ def _make_trainer(
         folder=folder,
         callbacks=callbacks,
         compile=config.compile,
+        precision=config.precision,
         config={"run": config.to_json(), "signature": dict(task.signature)},
     )
 

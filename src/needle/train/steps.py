@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from needle.compiled import Compiled, compile as compile_function
-from needle.errors import CompileError, TraceError
+from needle.config import autocast
+from needle.errors import ArgumentError, CompileError, TraceError
 from needle.nn import Module
 from needle.optim import Optimizer, clip_grad_norm_
 from needle.tensor import Tensor
@@ -18,6 +19,8 @@ Loss = Callable[[Any, Any], Tensor]
 
 #: For how many signatures a step is compiled: full and last batches, in a few modes of the model.
 BUDGET = 8
+#: What models can compute in.
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Step:
         keep_grads: Whether a compiled step keeps the parameters' gradients, for those who look at
             them between steps.
         on_compile: Called after each compilation.
+        precision: What model and loss compute in: `"float32"`, or `"bfloat16"` for `autocast`.
+
+    Raises:
+        ArgumentError: There is no such precision.
 
     Attributes:
         seconds: How long all compilations took.
@@ -61,7 +68,13 @@ class Step:
         compiled: bool,
         keep_grads: bool = False,
         on_compile: Callable[[Compilation], None] | None = None,
+        precision: str = "float32",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ArgumentError(
+                f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}"
+            )
+        self.precision = precision
         self.seconds = 0.0
         self._on_compile = on_compile
         self._known = 0
@@ -91,6 +104,12 @@ class Step:
     def _run(self, *batch: Any) -> tuple[Any, Any]:
         """Do it: what is compiled. The last part of the batch is the targets."""
         raise NotImplementedError  # abstract: training and evaluation define it
+
+    def _forward(self, model: Module, loss: Loss, batch: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Return the loss and the outputs of a batch, in the step's precision."""
+        with autocast(enabled=self.precision == "bfloat16"):
+            outputs = model(*batch[:-1])
+            return loss(outputs, batch[-1]), outputs
 
     def _note_compilation(self, targets: Any) -> None:
         assert self._compiled is not None
@@ -139,8 +158,7 @@ class TrainingStep(Step):
 
     def _run(self, *batch: Any) -> tuple[Any, Any]:
         self.optimizer.zero_grad()
-        outputs = self.model(*batch[:-1])
-        loss = self.loss(outputs, batch[-1])
+        loss, outputs = self._forward(self.model, self.loss, batch)
         if self._compiled is None:
             self._check(float(loss.item()))
         loss.backward()
@@ -169,8 +187,8 @@ class EvaluationStep(Step):
         self.kind = kind
 
     def _run(self, *batch: Any) -> tuple[Any, Any]:
-        outputs = self.model(*batch[:-1])
-        return self.loss(outputs, batch[-1]), _metric_outputs(outputs, self.kind)
+        loss, outputs = self._forward(self.model, self.loss, batch)
+        return loss, _metric_outputs(outputs, self.kind)
 
 
 def _metric_outputs(outputs: Any, kind: Kind) -> Any:

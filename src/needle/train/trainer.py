@@ -116,6 +116,8 @@ class Trainer:
         compile: Whether steps are compiled.
         keep_grads: Whether compiled steps keep the `grad` of parameters, for callbacks that look at
             them; otherwise, using them is an error.
+        precision: What model and loss compute in: `"float32"`, or `"bfloat16"` for `autocast`, with
+            parameters, their gradients and updates in float32.
         config: JSON values that are saved in each checkpoint, to say what was trained and how.
 
     Raises:
@@ -154,6 +156,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         compile: bool = True,
         keep_grads: bool = False,
+        precision: str = "float32",
         config: Mapping[str, Any] | None = None,
     ) -> None:
         _check_positive(epochs=epochs, log_every=log_every, save_every=save_every)
@@ -189,9 +192,15 @@ class Trainer:
             compiled=compile,
             keep_grads=keep_grads,
             on_compile=self._note_compilation,
+            precision=precision,
         )
         self.evaluation_step = EvaluationStep(
-            model, loss, kind, compiled=compile, on_compile=self._note_compilation
+            model,
+            loss,
+            kind,
+            compiled=compile,
+            on_compile=self._note_compilation,
+            precision=precision,
         )
         #: Epochs that are finished and evaluated.
         self.epoch = 0
