@@ -17,7 +17,7 @@ from needle.ops.unfolding import convolve, convolve_input_grad, convolve_weight_
 
 Array = Any
 
-FORMS = ("forward", "input_grad")
+FORMS = ("forward", "input_grad", "weight_grad")
 
 #: The host's widest vectors, and the narrower ones that it has, too.
 TARGETS = {"host": host()}

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "number": "i64",
     "top": "i64",
     "rows": "i64",
+    "channel": "i64",
 }
 
 
@@ -33,28 +34,34 @@ class PaddedCopy:
     Attributes:
         shape: of the images.
         across: what is read of a row.
+        channels: how many are copied.
         dtype: of elements.
         prologue: computes the elements.
     """
 
     shape: tuple[int, ...]
     across: Seen
+    channels: int
     dtype: DType
     prologue: Prologue | None
 
-    def call(self, f: Function, target: str, number: Index, top: Index, rows: Index) -> None:
-        """Emit the copy of rows from ``top`` on, which may lie outside, of an image."""
-        key = ("padded copy", self.shape[1:], self.across, self.dtype)
+    def call(
+        self, f: Function, target: str, number: Index, top: Index, rows: Index, channel: Index = 0
+    ) -> None:
+        """Emit the copy of rows of an image from ``top`` on, which may lie outside, and of channels
+        from ``channel`` on."""
+        key = ("padded copy", self.shape[1:], self.across, self.channels, self.dtype)
         prologue = self.prologue.key if self.prologue else None
         name = f.module.memo.get((key, prologue))
         if name is None:
             name = f.module.memo[key, prologue] = self._emit(f.module)
-        places = ", ".join(f.operand(x).typed for x in (number, top, rows))
+        places = ", ".join(f.operand(x).typed for x in (number, top, rows, channel))
         f.emit(f"call void @{name}(ptr %image, ptr %extra, ptr {target}, {places})")
 
     def _emit(self, module: Module) -> str:
         f = MathFunction(module, module.unique("copy_padded"), ARGUMENTS, inline="noinline")
-        _, height, width, channels = self.shape
+        _, height, width, every = self.shape
+        channels = self.channels
         seen = self.across
         length = seen.length(seen.extent)
         begin, end = (min(max(0, x), width) for x in (seen.low, seen.high))
@@ -63,7 +70,8 @@ class PaddedCopy:
         inside = (end - begin) * channels
         right = length * channels - left - inside
         number, top = f.argument("number"), f.argument("top")
-        source = f.mul_index(number, height * width * channels)
+        channel: Index = f.argument("channel") if channels < every else 0
+        source = f.add_index(f.mul_index(number, height * width * every), channel)
         state = self.prologue.begin(f) if self.prologue and self.prologue.begin else None
 
         def zeros(start: str, count: int) -> None:
@@ -79,13 +87,14 @@ class PaddedCopy:
             def exists() -> None:
                 zeros(to, left)
                 middle = f.pointer(to, left, self.dtype)
-                place = f.add_index(
-                    source, f.add_index(f.mul_index(here, width * channels), begin * channels)
-                )
-                if self.prologue is None:
-                    self._row(f, f.pointer("%image", place, self.dtype), middle, inside)
+                place = f.add_index(source, f.mul_index(here, width * every))
+                row = f.pointer("%image", f.add_index(place, begin * every), self.dtype)
+                if self.prologue is not None:
+                    self._computed(f, state, (here, channel), (begin, end), middle)
+                elif channels == every:
+                    self._copy(f, row, middle, inside)
                 else:
-                    self._computed(f, state, here, begin, end, middle)
+                    self._some(f, row, middle, end - begin)
                 zeros(f.pointer(middle, inside, self.dtype), right)
 
             outside = f.compare("uge", here, f.operand(height))
@@ -94,28 +103,45 @@ class PaddedCopy:
         f.loop(0, f.argument("rows"), 1, [], row)
         return f.end()
 
-    def _row(self, f: Function, source: str, target: str, count: int) -> None:
+    def _copy(self, f: Function, source: str, target: str, count: int) -> None:
         def copy(at: Index, lanes: int) -> None:
             f.store(f.load(source, at, self.dtype, lanes), target, at)
 
         each_vector(f, self.dtype, count, copy)
 
+    def _some(self, f: Function, source: str, target: str, pixels: int) -> None:
+        """Emit the copy of some channels of neighbouring pixels."""
+
+        def pixel(j: Index, _: list[Operand]) -> None:
+            here = f.pointer(source, f.mul_index(j, self.shape[3]), self.dtype)
+            to = f.pointer(target, f.mul_index(j, self.channels), self.dtype)
+            self._copy(f, here, to, self.channels)
+
+        f.loop(0, pixels, 1, [], pixel)
+
     def _computed(
-        self, f: Function, state: Any, row: Operand, begin: int, end: int, target: str
+        self,
+        f: Function,
+        state: Any,
+        start: tuple[Operand, Index],
+        columns: tuple[int, int],
+        target: str,
     ) -> None:
-        """Emit the computation of a row, pixel by pixel."""
+        """Emit the computation of a row, pixel by pixel; ``start`` is its row and first channel."""
         prologue = self.prologue
         assert prologue is not None
-        channels, dtype = self.shape[3], self.dtype
+        row, channel = start
+        channels, dtype = self.channels, self.dtype
         lanes = f.target.lanes(dtype)
         masks = uses_masks(f.target, dtype)
         whole = channels // lanes * lanes
 
         def pixel(j: Index, _: list[Operand]) -> None:
-            to = f.pointer(target, f.mul_index(f.sub_index(j, begin), channels), dtype)
+            to = f.pointer(target, f.mul_index(f.sub_index(j, columns[0]), channels), dtype)
 
             def vector(c: Index, lanes: int, mask: Operand | None = None) -> None:
-                place = Place(f.argument("number"), row, j, c, lanes, mask)
+                at = f.add_index(channel, c)
+                place = Place(f.argument("number"), row, j, at, lanes, mask)
                 f.store(prologue.load(f, place, state), to, c, mask)
 
             f.loop(0, whole, lanes, [], lambda c, _: vector(c, lanes))
@@ -124,7 +150,7 @@ class PaddedCopy:
             elif whole < channels:
                 f.loop(whole, channels, 1, [], lambda c, _: vector(c, 0))
 
-        f.loop(begin, end, 1, [], pixel)
+        f.loop(*columns, 1, [], pixel)
 
 
 def each_vector(f: Function, dtype: DType, count: int, visit: Callable[[Index, int], None]) -> None:

@@ -14,7 +14,7 @@ from needle.backends.cpu.conv.copying import PaddedCopy
 from needle.backends.cpu.conv.phase import Line, Phase
 from needle.backends.cpu.conv.plan import DensePlan
 from needle.backends.cpu.conv.spec import ConvSpec
-from needle.backends.cpu.conv.tile import Box, Level, Tile
+from needle.backends.cpu.conv.tile import Box, Level, Tile, nest
 from needle.backends.cpu.gemm import packing
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import Tiling, tile_columns
@@ -159,7 +159,7 @@ class Dense:
 
     def _copy(self) -> None:
         f, plan, work = self.f, self.plan, self.work
-        copy = PaddedCopy(work.source, work.across, self.dtype, self.spec.prologue)
+        copy = PaddedCopy(work.source, work.across, work.source[3], self.dtype, self.spec.prologue)
         top = f.add_index(f.mul_index(self.row, work.down.stride), work.down.low)
         rows = work.down.length(plan.rows)
 
@@ -215,8 +215,8 @@ class Dense:
                 done += count * columns
 
         last = f.min_index(f.add_index(self.row, plan.rows), phase.down.extent)
-        _each(f, (self.image, self._last_image()), shape.images, work.source[0],
-              lambda i, images: _each(f, (self.row, last), shape.rows, phase.down.extent,
+        each_part(f, (self.image, self._last_image()), shape.images, work.source[0],
+              lambda i, images: each_part(f, (self.row, last), shape.rows, phase.down.extent,
                                       lambda j, rows: tiles(i, images, j, rows)))  # fmt: skip
 
     def _tile(
@@ -276,25 +276,15 @@ class Dense:
     def _levels(self, phase: Phase, step: int) -> tuple[Level, ...]:
         """Return the loops over taps and channels; those whose elements are neighbours as one."""
         down, across, depth = phase.down, phase.across, self.work.depth
-        inner = [(down.taps, down.dilation * self.pitch[1])]
-        if across.dilation * self.pitch[2] == depth or across.taps == 1:
-            inner.append((across.taps * depth, 1))
-        else:
-            inner += [(across.taps, across.dilation * self.pitch[2]), (depth, 1)]
-        levels: list[Level] = []
-        products = 1
-        for count, a in reversed(inner):
-            if count != 1 or not levels:
-                levels.insert(0, Level(count, a, products * step))
-            products *= count
-        return tuple(levels)
+        row, column = down.dilation * self.pitch[1], across.dilation * self.pitch[2]
+        return nest([(down.taps, row), (across.taps, column), (depth, 1)], step)
 
 
 def _result(f: Function, number: Index, line: Line) -> Index:
     return f.add_index(f.mul_index(number, line.step), line.start)
 
 
-def _each(
+def each_part(
     f: Function,
     bounds: tuple[Index, Index],
     size: int,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from needle.backends.cpu.conv.dense import Dense
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
+from needle.backends.cpu.conv.weight_grad import WeightGrad
+from needle.backends.cpu.conv.weight_plan import WeightPlan, plan_weight_grad
 from needle.backends.cpu.llvm import Function, Index, Module
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
@@ -34,7 +36,7 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: DensePlan
+    detail: DensePlan | WeightPlan
     tasks: int
     workspace: int
 
@@ -90,15 +92,12 @@ class ConvKernel:
 
 
 def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
-    """Return how a convolution is to be computed, with about ``threads`` tasks where it pays.
-
-    Raises:
-        ValueError: the form has no generator yet.
-    """
-    if spec.form == "weight_grad":
-        raise ValueError("the gradient by the weight has no generator yet")
-    detail = plan_dense(spec, target, threads)
+    """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
     lanes = target.lanes(spec.dtype)
+    if spec.form == "weight_grad":
+        weights = plan_weight_grad(spec, target, threads)
+        return ConvPlan(spec, weights, weights.tasks, weights.workspace(spec, lanes))
+    detail = plan_dense(spec, target, threads)
     return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, spec.dtype.itemsize))
 
 
@@ -121,12 +120,13 @@ def emit_conv(
 
     Returns:
         The kernel: its function's name, tasks and workspace.
-
-    Raises:
-        ValueError: the form has no generator yet.
     """
     plan = plan_conv(spec, module.target, threads)
     f = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
-    if 0 not in spec.result:
+    if 0 in spec.result:
+        pass  # nothing to compute
+    elif isinstance(plan.detail, WeightPlan):
+        WeightGrad(f, spec, plan.detail).emit()
+    else:
         Dense(f, spec, plan.detail).emit()
     return ConvKernel(f.end(), plan)

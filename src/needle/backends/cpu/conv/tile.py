@@ -41,6 +41,26 @@ class Level(NamedTuple):
     b: int
 
 
+def nest(loops: Sequence[tuple[int, int]], step: int) -> tuple[Level, ...]:
+    """Return nested loops, given as turns and elements of A between them, the innermost last.
+
+    Elements of B follow each other at a distance of ``step``. Loops of one turn are left out, and
+    those whose elements of A follow each other, too, are one loop.
+    """
+    levels: list[Level] = []
+    products = 1
+    for turns, a in reversed(loops):
+        inner = levels[0] if levels else None
+        if inner and inner.turns is not None and (turns == 1 or a == inner.turns * inner.a):
+            levels[0] = Level(turns * inner.turns, inner.a, inner.b)
+        elif inner and inner.turns == 1:
+            levels[0] = Level(turns, a, products * step)
+        else:
+            levels.insert(0, Level(turns, a, products * step))
+        products *= turns
+    return tuple(levels)
+
+
 class Box(NamedTuple):
     """A box of places: along three axes how many, and how far apart in the result."""
 
