@@ -169,6 +169,34 @@ def test_blocks_do_not_change_bits(
     np.testing.assert_array_equal(got, chain(a, b, target.fma))
 
 
+@pytest.mark.parametrize("m", [1, 4, plan.FEW_ROWS, plan.FEW_ROWS + 1])
+@pytest.mark.parametrize("layout", ["nn", "nt"])
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64], ids=str)
+def test_few_rows_have_the_bits_of_many(
+    m: int,
+    layout: str,
+    dtype: DType,
+    monkeypatch: pytest.MonkeyPatch,
+    compile_product: Any,
+    guards: Any,
+) -> None:
+    """B streams past few rows (in blocks of few k, or turned round in registers), and is blocked
+    otherwise or packed for many."""
+    monkeypatch.setattr(plan, "LARGE", 0)
+    n, k = 75, 103
+    rng = np.random.default_rng(m)
+    a, b = random(rng, (60, k), dtype), laid_out(random(rng, (k, n), dtype), layout[1] == "t", 3)
+    few, many = np.empty((m, n), dtype), np.empty((60, n), dtype)
+    product = compile_product(spec_of(a[:m], b, few), threads=2)
+    assert product.kernel.plan.turns_b == (layout == "nt" and m <= plan.FEW_ROWS)
+    streams = layout == "nn" and m <= plan.FEW_ROWS
+    assert (product.kernel.plan.k_block == plan.STREAMED_K) == streams
+    for at_end in (True, False):
+        got = product(*(guards.copy(x, at_end) for x in (a[:m].copy(), b, few)))
+        want = compile_product(spec_of(a, b, many))(a, b, many)
+        np.testing.assert_array_equal(got, want[:m])
+
+
 def test_batches(compile_product: Any, guards: Any, target: Any) -> None:
     rng = np.random.default_rng(4)
     a = random(rng, (3, 1, 5, 9))

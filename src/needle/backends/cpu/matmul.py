@@ -29,7 +29,7 @@ from needle.backends.cpu.gemm import (
     emit_gemm,
     emit_launch,
 )
-from needle.backends.cpu.gemm.plan import NEVER
+from needle.backends.cpu.gemm.plan import FEW_ROWS, NEVER
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import host
@@ -104,7 +104,10 @@ def _make_call(x: Array, y: Array, threads: int) -> Call | None:
     by_rows = axes.a[1] == 1 and axes.a[0] != 1 and dtype.itemsize > 2
     if axes.n == 1 and by_rows and axes.b[0] != 1:
         return lambda x, y: matmul(x, np.ascontiguousarray(y))  # type: ignore[return-value]
-    kernel = _kernel(dtype.name, len(axes.batch), axes.n == 1 and by_rows)
+    is_dot = axes.n == 1 and by_rows
+    # Few rows of x · Wᵀ have kernels of their own: they read W as it lies.
+    few = axes.m if axes.m <= FEW_ROWS and axes.b[0] == 1 and axes.b[1] != 1 else None
+    kernel = _kernel(dtype.name, len(axes.batch), is_dot, None if is_dot else few)
     return kernel.bind(axes, shape, dtype, threads)
 
 
@@ -192,9 +195,9 @@ class _Kernel:
 
 
 @functools.cache
-def _kernel(dtype: str, axes: int, is_dot: bool) -> _Kernel:
-    """Return the kernel."""
-    spec = _spec(dtypes.as_dtype(dtype), axes, is_dot)
+def _kernel(dtype: str, axes: int, is_dot: bool, few: int | None) -> _Kernel:
+    """Return the kernel; ``few``: of so many rows, for columns of y that are contiguous."""
+    spec = _spec(dtypes.as_dtype(dtype), axes, is_dot, few)
     name = "product"
 
     def emit(module: Module) -> None:
@@ -205,7 +208,7 @@ def _kernel(dtype: str, axes: int, is_dot: bool) -> _Kernel:
     return _Kernel(describe(spec, host()), run)
 
 
-def _spec(dtype: DType, axes: int, is_dot: bool) -> GemmSpec:
+def _spec(dtype: DType, axes: int, is_dot: bool, few: int | None) -> GemmSpec:
     wide = dtypes.accumulation_dtype(dtype)
     batch = (None,) * axes
     some = Matrix(dtype, None, None, batch)
@@ -213,7 +216,8 @@ def _spec(dtype: DType, axes: int, is_dot: bool) -> GemmSpec:
     if is_dot:
         rows, vector = Matrix(dtype, None, 1, batch), Matrix(dtype, 1, 1, batch)
         return GemmSpec(None, 1, None, rows, vector, out, batch, wide)
-    return GemmSpec(None, None, None, some, some, out, batch, wide)
+    y = some if few is None else Matrix(dtype, 1, None, batch)
+    return GemmSpec(few, None, None, some, y, out, batch, wide)
 
 
 def _emit_entry(module: Module, launch: str, name: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from needle.backends.cpu.gemm.packing import copy_elements
 from needle.backends.cpu.gemm.plan import uses_masks
 from needle.backends.cpu.gemm.spec import Epilogue, Extent, GemmSpec, Place
+from needle.backends.cpu.gemm.streaming import multiply_add
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
@@ -85,7 +86,7 @@ class DotKernel:
             rest = []
             for offset, total in zip(rows, sums, strict=True):
                 x = f.load("%a", f.add_index(offset, at), self.dtype, width, mask)
-                rest.append(_multiply_add(f, x, y, total))
+                rest.append(multiply_add(f, x, y, total))
             return rest
 
         def turn(i: Index, sums: list[Operand]) -> list[Operand]:
@@ -119,10 +120,6 @@ class DotKernel:
         if not masks:
             totals = f.loop(whole, k, 1, totals, lambda i, s: step(i, s, 0, None))
         return totals
-
-
-def _multiply_add(f: Function, x: Operand, y: Operand, z: Operand) -> Operand:
-    return f.fma(x, y, z) if x.is_float else f.add(f.mul(x, y), z)
 
 
 def gather_vector(f: Function, spec: GemmSpec, b: str, step: Index, k: Index) -> str:

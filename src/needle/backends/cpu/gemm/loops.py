@@ -343,6 +343,7 @@ class Block:
             "a_row": a_row,
             "a_k": a_k,
             "b_k": b_k,
+            "b_column": product.b.column,
             "c_row": product.c.row,
             "tail": tail,
             "batch": self.index,
@@ -357,6 +358,8 @@ class Block:
             _known(a_k),
             _known(b_k),
             spec.c.row,
+            b_column=spec.b.column if self.plan.turns_b else 1,
+            ahead=self.plan.ahead,
             resumes=resumes,
             epilogue=spec.epilogue,
         )
@@ -403,7 +406,8 @@ class Block:
         f, strides, packs = self.f, self.product.b, self.packs_b
         if packs is True:
             return self._panel(j), columns
-        offset = f.add_index(f.mul_index(self.start, strides.row), column)
+        step = strides.column if self.plan.turns_b else 1
+        offset = f.add_index(f.mul_index(self.start, strides.row), f.mul_index(column, step))
         b = f.pointer(self.b, offset, self.spec.dtype)
         if packs is False:
             return b, strides.row

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from needle import dtypes
 from needle.backends.cpu.gemm.spec import Epilogue, Extent, Place
+from needle.backends.cpu.gemm.streaming import LINE, multiply_add, part, prefetch, turned_sum
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
@@ -56,8 +57,10 @@ class Microkernel:
         dtype: of all operands.
         k: the extent of the sum.
         a_row, a_k: strides of A.
-        b_k: stride of B; its columns are neighbours.
+        b_k, b_column: strides of B. Where its columns are not neighbours (``b_column`` is not 1),
+            its rows are, and the tile has one vector: see `turned_sum`.
         c_row: stride of C.
+        ahead: how many rows of B ahead memory is asked for what a tile will read; 0 for none.
         resumes: whether the sum may be part of a longer one: the argument ``first`` says whether it
             starts from 0 or from what ``partial`` holds, ``last`` whether it is finished.
         epilogue: what is done with the sums; None stores them to C.
@@ -70,6 +73,8 @@ class Microkernel:
     a_k: Extent
     b_k: Extent
     c_row: Extent
+    b_column: Extent = 1
+    ahead: int = 0
     resumes: bool = False
     epilogue: Epilogue | None = None
 
@@ -77,12 +82,12 @@ class Microkernel:
     def key(self) -> Hashable:
         """What the function is memoised by."""
         epilogue = self.epilogue.key if self.epilogue else None
-        fields = (self.k, self.a_row, self.a_k, self.b_k, self.c_row, self.resumes)
+        fields = (*self._sizes().values(), self.ahead, self.resumes)
         return ("gemm tile", self.tile, self.dtype, fields, epilogue)
 
     def _sizes(self) -> dict[str, Extent]:
         sizes = {"k": self.k, "a_row": self.a_row, "a_k": self.a_k, "b_k": self.b_k}
-        return {**sizes, "c_row": self.c_row, "tail": self.tile.tail}
+        return {**sizes, "b_column": self.b_column, "c_row": self.c_row, "tail": self.tile.tail}
 
     def _arguments(self) -> dict[str, str]:
         """Return the function's arguments and their types."""
@@ -131,6 +136,7 @@ class _Emitter:
         }
         self.columns = [sum(w or 1 for w in self.tile.widths[:j]) for j in range(self.vectors)]
         self.masks: list[Operand | None] = [None] * self.vectors
+        self.is_turned = kernel.b_column != 1
         if self.tile.tail != 0:
             self.masks[-1] = self.f.tail_mask(self.sizes["tail"], self.tile.widths[-1])
 
@@ -148,7 +154,7 @@ class _Emitter:
         if self.kernel.resumes:
             first = f.argument("first", dtypes.bool)
             zeros = f.branch(first, lambda: zeros, self._partial)
-        sums = self._sum(zeros)
+        sums = self._turned() if self.is_turned else self._sum(zeros)
         if self.kernel.resumes:
             last = f.argument("last", dtypes.bool)
             f.branch(last, lambda: self._finish(sums), lambda: self._keep(sums))
@@ -174,12 +180,14 @@ class _Emitter:
             a = f.pointer("%a", f.mul_index(i, self.sizes["a_k"]), self.kernel.dtype)
             b = f.pointer("%b", f.mul_index(i, self.sizes["b_k"]), self.kernel.dtype)
             for u in range(unroll):
+                self._ask_ahead(b, u)
                 sums = self._step(a, b, u, offsets, sums)
             return sums
 
         def single(i: Index, sums: list[Operand]) -> list[Operand]:
             a = f.pointer("%a", f.mul_index(i, self.sizes["a_k"]), self.kernel.dtype)
             b = f.pointer("%b", f.mul_index(i, self.sizes["b_k"]), self.kernel.dtype)
+            self._ask_ahead(b, 0)
             return self._step(a, b, 0, offsets, sums)
 
         result = f.loop(0, whole, unroll, sums, turn)
@@ -188,6 +196,40 @@ class _Emitter:
                 result = single(i, result)
             return result
         return f.loop(whole, k, 1, result, single) if unroll > 1 else result
+
+    def _turned(self) -> list[Operand]:
+        """Emit the sums over all k, where the rows of B are neighbours."""
+        f, kernel, sizes = self.f, self.kernel, self.sizes
+        columns: Index = self.tile.columns if self.tile.tail == 0 else sizes["tail"]
+        elements = [f.pointer("%a", offset, kernel.dtype) for offset in self._row_offsets()]
+
+        def element(row: int, k: Index) -> Operand:
+            return f.load(elements[row], f.mul_index(k, sizes["a_k"]), kernel.dtype)
+
+        totals = turned_sum(
+            f,
+            element,
+            self.tile.rows,
+            ("%b", kernel.dtype, sizes["b_column"]),
+            sizes["k"],
+            columns,
+        )
+        lanes = totals[0].lanes
+        return [
+            total if width == lanes else part(f, total, column, width)
+            for total in totals
+            for column, width in zip(self.columns, self.tile.widths, strict=True)
+        ]
+
+    def _ask_ahead(self, b: str, u: int) -> None:
+        """Emit the prefetch of what a later block of k reads of the row ``u`` beyond ``b``."""
+        f, kernel = self.f, self.kernel
+        if not kernel.ahead:
+            return
+        start = f.pointer(b, f.mul_index(u + kernel.ahead, self.sizes["b_k"]), kernel.dtype)
+        for at in range(0, self.tile.columns, max(1, LINE // kernel.dtype.itemsize)):
+            # Not to the L1 cache: rows at wide strides share its sets.
+            prefetch(f, f.pointer(start, at, kernel.dtype), 2)
 
     def _row_offsets(self) -> list[Index]:
         """Return the distance of each row of A from the first, computed outside the loop."""
@@ -211,13 +253,8 @@ class _Emitter:
             splats: dict[int, Operand] = {}
             for j, width in enumerate(self.tile.widths):
                 x = splats.setdefault(width, f.splat(element, width)) if width else element
-                result.append(self._multiply_add(x, row[j], sums[i * self.vectors + j]))
+                result.append(multiply_add(f, x, row[j], sums[i * self.vectors + j]))
         return result
-
-    def _multiply_add(self, x: Operand, y: Operand, z: Operand) -> Operand:
-        if x.is_float:
-            return self.f.fma(x, y, z)
-        return self.f.add(self.f.mul(x, y), z)
 
     # What becomes of the sums
 

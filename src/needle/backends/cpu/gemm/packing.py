@@ -253,7 +253,7 @@ def _turn_function(f: Function, dtype: DType) -> None:
     def blocks(k: Index, _: list[Operand]) -> None:
         """Turn ``block`` elements of each column: 16 bytes, side by side in vectors."""
         loaded = [f.load(source, k, dtype, block) for source in sources]
-        turned = transpose(f, [_joined(f, loaded[i::block]) for i in range(block)])
+        turned = transpose(f, [joined(f, loaded[i::block]) for i in range(block)])
         for i, row in enumerate(turned):
             f.store(row, "%target", f.mul_index(f.add_index(k, i), step))
 
@@ -268,7 +268,7 @@ def _turn_function(f: Function, dtype: DType) -> None:
     f.end()
 
 
-def _joined(f: Function, parts: Sequence[Operand]) -> Operand:
+def joined(f: Function, parts: Sequence[Operand]) -> Operand:
     """Return vectors, a power of two of them, as one."""
     while len(parts) > 1:
         lanes = range(2 * parts[0].lanes)

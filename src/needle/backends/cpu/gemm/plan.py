@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from needle.backends.cpu.gemm.packing import can_turn
 from needle.backends.cpu.gemm.spec import Extent, GemmSpec
 from needle.backends.cpu.target import Target
 from needle.dtypes import DType
@@ -25,8 +26,16 @@ LARGE = 3 << 19
 #: A large B that is not packed is used in blocks of k, one page each or several: for up to so many
 #: rows of C blocks of the first length, else of the second.
 SMALL_BLOCKS = (64, 64, 128)
+#: Up to so many rows of C take B about as fast as it comes from memory: in blocks of so many k,
+#: whose rows come side by side. What a single row multiplies is little enough that the processor
+#: sees the next block coming; with more rows, memory is asked for it (12×768·768×3072: 830 µs, 370).
+#: A transposed B is turned round on its way instead of packed (1×768·768×50257: 12.4 ms, 4.6).
+FEW_ROWS = 16
+STREAMED_K = 16
 #: Products of fewer multiply-adds than this are one task: two cores would not gain a microsecond.
 PARALLEL_FROM = 150_000
+#: To read an element of B from the L2 cache takes as long as so many multiply-adds.
+READING = 4
 #: k is summed in blocks of at most this, so that a block's panel of B stays in the L2 cache.
 K_BLOCK = 768
 #: Sums up to this long are not cut into blocks.
@@ -62,6 +71,8 @@ class Plan:
         row_tiles, column_tiles: tiles of a block, for which packed operands are kept.
         depth: the longest sum that is computed in one go.
         grid: into how many parts batch, rows and columns are split: the tasks.
+        turns_b: whether columns of B that are contiguous are turned round in registers.
+        ahead: how many rows of B ahead memory is asked for; 0: not at all.
     """
 
     rows: int
@@ -73,6 +84,8 @@ class Plan:
     column_tiles: int
     depth: int
     grid: tuple[int, int, int]
+    turns_b: bool = False
+    ahead: int = 0
 
     @property
     def tasks(self) -> int:
@@ -104,6 +117,8 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     lanes = target.lanes(spec.dtype)
     if is_dot(spec):
         return _dot_plan(spec, target, threads)
+    if turns_b(spec):
+        return _turned_plan(spec, target, threads)
     rows, vectors = choose_tile(spec.m, spec.n, spec.k, lanes, target)
     blocking = None
     if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
@@ -138,6 +153,7 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         column_tiles,
         depth,
         grid,
+        ahead=STREAMED_K if k_block == STREAMED_K and spec.m != 1 else 0,
     )
 
 
@@ -160,6 +176,27 @@ def _dot_plan(spec: GemmSpec, target: Target, threads: int) -> Plan:
     work = (spec.m or 0, 8, spec.k or 0)
     grid = task_grid(work, batch, (rows, 8), threads, False) if known else (1, 1, 1)
     return Plan(rows, 1, None, False, spec.b.row != 1, 1, 1, spec.k or 0, grid)
+
+
+def turns_b(spec: GemmSpec) -> bool:
+    """Whether a product has few rows, and a B in memory whose columns are contiguous: ``x · Wᵀ``."""
+    in_memory = not spec.a.load and not spec.b.load
+    converted = spec.a.dtype != spec.dtype or spec.b.dtype != spec.dtype
+    is_turned = spec.b.row == 1 and spec.b.column != 1 and can_turn(spec.dtype)
+    is_few = spec.m is not None and 0 < spec.m <= FEW_ROWS
+    return is_turned and is_few and in_memory and not converted and spec.n not in (0, 1)
+
+
+def _turned_plan(spec: GemmSpec, target: Target, threads: int) -> Plan:
+    """Return the plan of `turns_b` products: all rows in one tile, all of k at once."""
+    m, lanes = spec.m or 0, target.lanes(spec.dtype)
+    # In registers are the sums, a block of B and what it is turned round with.
+    rows = min(m, target.registers - 8 - 16 // spec.dtype.itemsize)
+    grid = (1, 1, 1)
+    if None not in (spec.n, spec.k, *spec.batch):
+        batch = math.prod(e or 0 for e in spec.batch)
+        grid = task_grid((m, spec.n or 0, spec.k or 0), batch, (rows, lanes), threads, False)
+    return Plan(rows, 1, None, False, False, 1, 1, spec.k or 0, grid, turns_b=True)
 
 
 def must_pack_b(spec: GemmSpec) -> bool:
@@ -193,7 +230,9 @@ def choose_blocks(
     if not packs and k * 256 > L1_PANEL and n > 64 and m >= UNALIGNED_FROM_ROWS:
         packs = True if b_row * size % 64 else None if spec.b.may_be_off_line else False
     whole, block = K_WHOLE, K_BLOCK
-    if is_large and not packs:
+    if is_large and not packs and m <= FEW_ROWS:
+        whole = block = STREAMED_K
+    elif is_large and not packs:
         few, short, long = SMALL_BLOCKS
         whole = block = short if m <= few else long
     if k <= whole:
@@ -275,7 +314,7 @@ def task_grid(
         packs_b: whether B is packed.
     """
     m, n, k = extents
-    if threads <= 1 or m * n * k * batch < PARALLEL_FROM:
+    if threads <= 1 or max(m, READING) * n * k * batch < PARALLEL_FROM:
         return (1, 1, 1)
     if batch >= 4 * threads or batch % threads == 0:
         return (threads, 1, 1)
