@@ -88,6 +88,10 @@ def matmul(m: int, k: int, n: int) -> Program:
     return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
 
 
+def matmul_transposed(m: int, k: int, n: int) -> Program:
+    return _call(lambda x, w: x @ w.T, _normal(m, k), _normal(n, k))
+
+
 def softmax(rows: int, columns: int) -> Program:
     return _call(lambda x: F.softmax(x, -1), _normal(rows, columns))
 
@@ -174,3 +178,41 @@ def resnet20_step(batch: int) -> Program:
     x = _normal(batch, 3, 32, 32)
     y = ndl.asarray(np.random.default_rng(1).integers(0, 10, batch))
     return _step(model, optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
+
+
+def _gpt(context: int, layers: int, heads: int, width: int, vocabulary: int) -> nn.Module:
+    from needle.models import GPT, GPTConfig
+
+    ndl.manual_seed(0)
+    return GPT(GPTConfig(vocabulary, context, layers, heads, width))
+
+
+def gpt_step(
+    batch: int, context: int, layers: int, heads: int, width: int, vocabulary: int
+) -> Program:
+    model = nn.Sequential(_gpt(context, layers, heads, width, vocabulary), nn.Flatten(0, 1))
+    tokens = np.random.default_rng(1).integers(0, vocabulary, (2, batch, context))
+    x, y = ndl.asarray(tokens[0]), ndl.asarray(tokens[1].reshape(-1))
+    return _step(model, optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.1), x, y)
+
+
+def gpt_decode(
+    count: int, context: int, layers: int, heads: int, width: int, vocabulary: int
+) -> Program:
+    model: Any = _gpt(context, layers, heads, width, vocabulary)
+    is_compiled = _mode is ndl.compile
+    return lambda: model.generate([[1]], count, temperature=0, compiled=is_compiled)[0][1:]
+
+
+def classify(rows: int, width: int, classes: int) -> Program:
+    """A step of softmax regression: product, cross-entropy, both gradients."""
+    x, labels = _normal(rows, width), np.random.default_rng(1).integers(0, classes, rows)
+    weight = ndl.Tensor(_normal(width, classes, seed=1).numpy() * 0.02)
+    x.requires_grad = True
+    y = ndl.asarray(labels)
+
+    def step(x: ndl.Tensor, w: ndl.Tensor, y: ndl.Tensor) -> Any:
+        return ndl.grad(F.cross_entropy(x @ w, y), (x, w))
+
+    chosen = _mode(step)
+    return lambda: chosen(x, weight, y)

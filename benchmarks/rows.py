@@ -40,6 +40,9 @@ _LARGE = {"rows": _ROWS, "columns": _COLUMNS}
 #: Bytes of one array of 4096×768 float32.
 _PLANE = 4.0 * _ROWS * _COLUMNS
 _BLOCK = [64, 192, 256]
+#: A GPT of 10.7 M parameters, and one of the size of GPT-2 small.
+_GPT = {"layers": 6, "heads": 6, "width": 384}
+_GPT2 = {"layers": 12, "heads": 12, "width": 768, "vocabulary": 50257, "context": 1024}
 
 #: Chapters with their rows, in the order of the page.
 CHAPTERS: dict[str, list[Case]] = {
@@ -51,6 +54,28 @@ CHAPTERS: dict[str, list[Case]] = {
         _case("MLPResNet Adam step, batch 100", "mlp_resnet_step", times=4.0, main=True, batch=100),
         _case("MLP forward, batch 1", "mlp_forward", at_most=9.0, main=True, batch=1),
         _case("ResNet-20 CIFAR step, batch 32", "resnet20_step", batch=32),
+        _case(
+            "GPT 6×384 AdamW step, batch 8×256",
+            "gpt_step",
+            times=1.35,
+            main=True,
+            batch=8,
+            context=256,
+            vocabulary=65,
+            **_GPT,
+        ),
+        _case(
+            "GPT 6×384, 64 tokens decoded",
+            "gpt_decode",
+            times=1.3,
+            count=64,
+            context=256,
+            vocabulary=4096,
+            **_GPT,
+        ),
+        _case(
+            "GPT-2 small, 16 tokens decoded", "gpt_decode", times=1.3, main=True, count=16, **_GPT2
+        ),
     ],
     "Elementwise": [
         _case("add, 16 elements", "add", main=True, n=16),
@@ -108,6 +133,16 @@ CHAPTERS: dict[str, list[Case]] = {
         _case("matmul 64³", "matmul", times=1.2, main=True, m=64, k=64, n=64),
         _case("matmul 127×255×511", "matmul", times=1.0, m=127, k=255, n=511),
         _case("matmul 512³", "matmul", times=1.0, main=True, m=512, k=512, n=512),
+        _case("1×768·(50257×768)ᵀ", "matmul_transposed", times=1.0, m=1, k=768, n=50257),
+        _case("8×768·768×3072", "matmul", times=1.0, m=8, k=768, n=3072),
+        _case(
+            "512×256·256×20000, cross-entropy, gradients",
+            "classify",
+            times=1.0,
+            rows=512,
+            width=256,
+            classes=20000,
+        ),
         _case("conv 3×3, 64→64, 32²×8", "conv2d", batch=8, channels=64, size=32, out=64),
     ],
 }

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.torch_gpt import GPT
+
 Program = Callable[[], Any]
 
 
@@ -86,6 +88,10 @@ def adam_update(n: int) -> Program:
 
 def matmul(m: int, k: int, n: int) -> Program:
     return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
+
+
+def matmul_transposed(m: int, k: int, n: int) -> Program:
+    return _call(lambda x, w: x @ w.T, _normal(m, k), _normal(n, k))
 
 
 def product(
@@ -243,3 +249,47 @@ def resnet20_step(batch: int) -> Program:
     x = _normal(batch, 3, 32, 32)
     y = torch.from_numpy(np.random.default_rng(1).integers(0, 10, batch))
     return _step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
+
+
+def gpt_step(
+    batch: int, context: int, layers: int, heads: int, width: int, vocabulary: int
+) -> Program:
+    torch.manual_seed(0)
+    model = GPT(vocabulary, context, layers, heads, width)
+    tokens = np.random.default_rng(1).integers(0, vocabulary, (2, batch, context))
+    x, y = torch.from_numpy(tokens[0]), torch.from_numpy(tokens[1].reshape(-1))
+    return _step(model, torch.optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.1), x, y)
+
+
+def gpt_decode(
+    count: int, context: int, layers: int, heads: int, width: int, vocabulary: int
+) -> Program:
+    torch.manual_seed(0)
+    model = GPT(vocabulary, context, layers, heads, width).eval()
+    # Eager PyTorch is fastest where it reads what has been written only; compiled, that would be
+    # another program for each token.
+    is_compiled = _mode is torch.compile
+    step: Any = _mode(model.next_token_anywhere) if is_compiled else model.next_token
+
+    def call() -> list[int]:
+        token, chosen = torch.tensor([[1]]), []
+        with torch.inference_mode():
+            for at in range(count):
+                token = step(token, torch.tensor([at]) if is_compiled else at)
+                chosen.append(int(token))
+        return chosen
+
+    return call
+
+
+def classify(rows: int, width: int, classes: int) -> Program:
+    """A step of softmax regression: product, cross-entropy, both gradients."""
+    x, weight = _normal(rows, width), nn.Parameter(_normal(width, classes, seed=1) * 0.02)
+    labels = torch.from_numpy(np.random.default_rng(1).integers(0, classes, rows))
+    layer = _mode(lambda x, w, y: F.cross_entropy(x @ w, y))
+    x.requires_grad_()
+
+    def step() -> Any:
+        return torch.autograd.grad(layer(x, weight, labels), (x, weight))
+
+    return step

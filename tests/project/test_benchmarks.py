@@ -82,6 +82,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "layer_norm": {"rows": 3, "columns": 4},
     "cross_entropy": {"rows": 3, "columns": 4},
     "matmul": {"m": 2, "k": 3, "n": 4},
+    "matmul_transposed": {"m": 2, "k": 3, "n": 4},
     "conv2d": {"batch": 1, "channels": 2, "size": 5, "out": 3},
 }
 
@@ -95,6 +96,25 @@ def test_programs_compute_the_same(program: str) -> None:
     ours = getattr(needle_programs, program)(**SMALL[program])()
     theirs = getattr(peers, program)(**SMALL[program])()
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.peers
+def test_the_gpts_are_the_same() -> None:
+    """A step of each lowers its loss alike; both decode as many tokens as they are asked for."""
+    import numpy as np
+
+    peers = peer_programs("torch")
+    sizes = {"context": 8, "layers": 2, "heads": 2, "width": 8, "vocabulary": 11}
+    models = [needle_programs._gpt(**sizes), peers.GPT(11, 8, 2, 2, 8)]
+    counts = [sorted(tuple(p.shape) for p in m.parameters()) for m in models]
+    turned = [sorted(tuple(sorted(shape)) for shape in shapes) for shapes in counts]
+    assert turned[0] == turned[1]
+    for programs in (needle_programs, peers):
+        assert len(programs.gpt_decode(count=5, **sizes)()) == 5
+        programs.gpt_step(batch=2, **sizes)()
+    ours, theirs = (p.classify(rows=3, width=4, classes=5)() for p in (needle_programs, peers))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.peers

@@ -28,10 +28,13 @@ LARGE = 3 << 19
 SMALL_BLOCKS = (64, 64, 128)
 #: Up to so many rows of C take B about as fast as it comes from memory: in blocks of so many k,
 #: whose rows come side by side. What a single row multiplies is little enough that the processor
-#: sees the next block coming; with more rows, memory is asked for it (12×768·768×3072: 830 µs, 370).
+#: sees the next block coming; with more, memory is asked for it (12×768·768×3072: 830 µs, 370).
 #: A transposed B is turned round on its way instead of packed (1×768·768×50257: 12.4 ms, 4.6).
 FEW_ROWS = 16
 STREAMED_K = 16
+#: Vectors of a tile of a single row: wider ones are no faster, and where rows are short, the
+#: processor foresees less of the next (1×1536·1536×384: 57 µs with 12, 45 with 4).
+STREAMED_VECTORS = 4
 #: Products of fewer multiply-adds than this are one task: two cores would not gain a microsecond.
 PARALLEL_FROM = 150_000
 #: To read an element of B from the L2 cache takes as long as so many multiply-adds.
@@ -124,6 +127,9 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
         blocking = choose_blocks(spec, spec.m or 0, spec.n or 0, spec.k or 0, spec.b.row or 0)
     k_block, pack_b = blocking or (0, must_pack_b(spec) or None)
+    streams = k_block == STREAMED_K
+    if streams and spec.m == 1:
+        vectors = min(vectors, STREAMED_VECTORS)
     pack_a: bool | None = must_pack_a(spec)
     if not pack_a and blocking and None not in (spec.a.row, spec.a.column):
         extents = (spec.m or 0, spec.n or 0, spec.k or 0)
@@ -153,7 +159,7 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         column_tiles,
         depth,
         grid,
-        ahead=STREAMED_K if k_block == STREAMED_K and spec.m != 1 else 0,
+        ahead=STREAMED_K if streams and spec.m != 1 else 0,
     )
 
 
@@ -179,7 +185,7 @@ def _dot_plan(spec: GemmSpec, target: Target, threads: int) -> Plan:
 
 
 def turns_b(spec: GemmSpec) -> bool:
-    """Whether a product has few rows, and a B in memory whose columns are contiguous: ``x · Wᵀ``."""
+    """Whether a product is ``x · Wᵀ`` of few rows: B in memory, its columns contiguous."""
     in_memory = not spec.a.load and not spec.b.load
     converted = spec.a.dtype != spec.dtype or spec.b.dtype != spec.dtype
     is_turned = spec.b.row == 1 and spec.b.column != 1 and can_turn(spec.dtype)

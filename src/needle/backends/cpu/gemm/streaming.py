@@ -66,7 +66,9 @@ def turned_sum(
     line, block = LINE // dtype.itemsize, 16 // dtype.itemsize
     # Columns that do not exist are read from the last that does: nothing uses what they give.
     last = f.sub_index(columns, 1)
-    sources = [f.pointer(base, f.mul_index(f.min_index(j, last), step), dtype) for j in range(lanes)]
+    sources = [
+        f.pointer(base, f.mul_index(f.min_index(j, last), step), dtype) for j in range(lanes)
+    ]
     # What follows the block in memory is the next one: its lines are asked for as this is used.
     following = f.mul_index(step, lanes)
 
