@@ -72,7 +72,7 @@ define void @nested(ptr %p, i64 %n) #0 {
 class Kernels:
     def __init__(self):
         module = Module()
-        module.add_function(IR)
+        module.add_text(IR)
         library = jit.load(module)
         pair = (ctypes.c_void_p, ctypes.c_int64)
         self.count = library.function("count", *pair)

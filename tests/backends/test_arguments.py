@@ -41,7 +41,7 @@ class Program:
 
     def __init__(self, make, specs, slots=None, written=()):
         module = Module()
-        module.add_function(IR)
+        module.add_text(IR)
         self.library = jit.load(module, symbols={"callback": 1})  # not called
         self.table = (ctypes.c_void_p * 40)()
         self.count = np.zeros(1, np.int64)
@@ -187,7 +187,7 @@ def test_the_function_keeps_what_it_needs(make):
     count = np.zeros(1, np.int64)
     table[5] = count.ctypes.data
     module = Module()
-    module.add_function(IR)
+    module.add_text(IR)
     library = jit.load(module, symbols={"callback": 1})
     call = make(library.address("entry"), table, [spec((4,))], [0], (), (library, kept))
     del kept, table, library, module
@@ -204,7 +204,7 @@ def test_the_function_keeps_what_it_needs(make):
 def test_the_gil_is_released_meanwhile(make):
     """A program that takes the GIL itself, on this thread, and lets another thread run."""
     module = Module()
-    module.add_function(IR)
+    module.add_text(IR)
     entered, proceed, seen = threading.Event(), threading.Event(), []
 
     def callback():

@@ -20,7 +20,7 @@ SOURCE = str(Path(ndl.__file__).parents[1])
 
 def module_of(text):
     module = Module()
-    module.add_function(text)
+    module.add_text(text)
     return module
 
 
@@ -85,7 +85,7 @@ def test_objects_that_call_each_other():
         "declare void @callee(ptr)\n"
         "define void @caller(ptr %p) #0 {\n call void @callee(ptr %p)\n ret void\n}"
     )
-    codes = jit.compile_objects([caller, store("callee", 7)])
+    codes = [jit.compile_object(module) for module in (caller, store("callee", 7))]
     assert run(jit.load_object(codes, ["caller"]), "caller") == 7
 
 
@@ -137,16 +137,62 @@ def test_llvm_says_what_is_wrong_with_the_text():
     wrong = module_of("define void @f() #0 {\n %x = add i32 1, %y\n ret void\n}")
     with pytest.raises(RuntimeError, match="undefined value '%y'"):
         jit.compile_object(wrong)
+    parts = bulky(1)
+    parts.add_function("wrong", "() #0\n{\n %x = add i32 1, %y\n ret void\n}", internal=True)
     with pytest.raises(RuntimeError, match="undefined value '%y'"):
-        jit.compile_objects([store("a", 1), wrong, store("b", 2)])
+        jit.compile_objects(parts, nbytes=5000)
 
 
-def test_side_by_side_makes_the_same_code():
-    modules = [bulky(seed) for seed in range(6)]
-    alone = [jit.compile_object(module) for module in modules]
-    assert len(set(alone)) == 6
-    for _ in range(3):
-        assert jit.compile_objects(modules) == alone
+def calling(count):
+    """A module whose ``all`` calls ``count`` internal functions, with one constant among them."""
+    module = Module()
+    table = module.constant("table", "[2 x i64] [i64 3, i64 4]")
+    names = []
+    for n in range(count):
+        f = Function(module, f"part{n}", {"p": "ptr"})
+        x = f.load(f"@{table}", n % 2, ndl.int64)
+        f.store(f.add(x, f.load("%p", 0, ndl.int64)), "%p", 0)
+        f.store(f.like(n, x), "%p", 1)
+        names.append(f.end())
+    f = Function(module, "all", {"p": "ptr"}, internal=False)
+    for name in names:
+        f.emit(f"call void @{name}(ptr %p)")
+    f.end()
+    return module
+
+
+def test_parts_are_compiled_side_by_side_and_linked():
+    module = calling(12)
+    codes = jit.compile_objects(module, nbytes=400)
+    assert len(codes) > 3
+    assert codes == jit.compile_objects(module, nbytes=400)
+    assert [jit.compile_object(module)] == jit.compile_objects(module)  # small: one part
+    result = np.zeros(2, np.int64)
+    for code in (codes, jit.compile_object(module)):
+        result[:] = 0
+        jit.load_object(code, ["all"]).function("all", ctypes.c_void_p)(result.ctypes.data)
+        assert result.tolist() == [6 * 3 + 6 * 4, 11]
+    with pytest.raises(KeyError):
+        jit.load_object(codes, ["all"]).address("part0")
+
+
+def test_equal_functions_are_one():
+    """Of internal functions; what others call keeps its name."""
+    module = Module()
+
+    def make(name, value, internal=True):
+        f = Function(module, name, {"p": "ptr"}, internal=internal)
+        f.store(f.constant(value, ndl.int64), "%p", 0)
+        return f.end()
+
+    assert make("a", 1) == make("b", 1) == "a"
+    assert make("c", 2) == "c"
+    assert [make("d", 1, internal=False), make("e", 1, internal=False)] == ["d", "e"]
+    text = module.text()
+    assert "@b(" not in text
+    assert text.count("define") == 4
+    same = module.constant("one", "[1 x i8] [i8 1]"), module.constant("two", "[1 x i8] [i8 1]")
+    assert same == ("one", "one")
 
 
 def test_code_is_generated_outside_of_the_lock():
@@ -198,7 +244,7 @@ jit.load(store("warm", 1))
 end = threading.Event()
 def work(seed):
     while not end.is_set():
-        jit.compile_objects([bulky(seed), bulky(seed + 1)])
+        jit.compile_objects(bulky(seed), nbytes=5000)
 workers = [threading.Thread(target=work, args=(seed,)) for seed in (1, 3)]
 for worker in workers:
     worker.start()

@@ -105,5 +105,5 @@ def test_the_pool_is_made_for_all_systems(architecture, futex):
     from needle.backends.cpu.module import Module
 
     module = Module(target.NEON if architecture == "aarch64" else None)
-    module.add_function(threads.pool_ir(architecture, futex))
+    module.add_text(threads.pool_ir(architecture, futex))
     assert len(jit.compile_object(module)) > 1000

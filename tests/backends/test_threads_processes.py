@@ -200,7 +200,7 @@ def test_a_pool_without_futexes():
     pool = threads.Pool(futex=False)
     pool.resize(3)
     module = Module()
-    module.add_function(IR)
+    module.add_text(IR)
     library = jit.load(module, symbols={"needle_parallel": pool.entry})
     count = library.function("count", ctypes.c_void_p, ctypes.c_int64)
     done = np.zeros(9, np.int64)
@@ -258,7 +258,7 @@ define void @modes(ptr %p, i64 %n, i32 %mode) #0 {
 def test_workers_round_as_the_caller_does(use):
     """The caller's floating-point mode holds in all tasks, so that T changes no bit."""
     module = Module()
-    module.add_function(MODE_IR)
+    module.add_text(MODE_IR)
     library = jit.load(module)
     run = library.function("modes", ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32)
     use(2)

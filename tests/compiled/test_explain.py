@@ -185,3 +185,20 @@ def test_what_is_planned_is_what_a_call_takes():
     assert plan.arena.nbytes == recipe.arena_bytes
     assert plan.arguments + plan.state == sum(spec.nbytes for spec in recipe.inputs)
     assert plan.constants == sum(c.nbytes for c in recipe.constants)
+
+
+def test_layers_of_one_kind_share_their_kernels():
+    """The code of a network does not grow with the number of its layers."""
+    sizes = []
+    for layers in (3, 6):
+        ndl.manual_seed(0)
+        blocks = [nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.GELU()) for _ in range(6)]
+        model = nn.Sequential(*blocks[:layers])
+        found = ndl.compile(model).explain(ndl.ones((8, 24)))
+        assert len({k.name for k in found.groups}) == len(found.groups)
+        functions = {k.function for k in found.groups}
+        sizes.append((len(functions), found.llvm.count("\ndefine")))
+        for function in functions:
+            assert f"@{function}(" in found.llvm
+    # The first and the last layer may differ from those between them.
+    assert sizes[0] == sizes[1]

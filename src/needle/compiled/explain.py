@@ -180,7 +180,7 @@ def explain(traced: Traced, seconds: float) -> Explanation:
     program = Program(graph, source.threads, source.target)
     times["code generation"] = time.perf_counter() - start
     start = time.perf_counter()
-    code = jit.compile_object(program.module, source.target)
+    code = jit.compile_objects(program.module)
     times["machine code"] = time.perf_counter() - start
     return Explanation(
         traced.graph,
@@ -190,6 +190,6 @@ def explain(traced: Traced, seconds: float) -> Explanation:
         memory_of(program, traced.arguments),
         cache.has(source.key()),
         times,
-        len(code),
+        sum(map(len, code)),
         program,
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from needle.backends.cpu.program import Program
+from needle.backends.cpu.program import KernelCall, Program
 from needle.compiler.access import Access, is_literal
 from needle.compiler.fusion import Group
 from needle.graph.ir import Graph, Node, Value
@@ -18,7 +18,8 @@ class Kernel:
     """A kernel of a compiled program.
 
     Attributes:
-        name: of its function in the generated code.
+        name: of the kernel, for people.
+        function: of the generated code, which kernels share that differ only in what they read.
         nodes: the ops that it computes, in an order in which they can run.
         loops: extents of the loops over independent elements; those of extent 1 are left out.
         inner: extents of the loops inside of these, over what reductions combine.
@@ -29,6 +30,7 @@ class Kernel:
     """
 
     name: str
+    function: str
     nodes: tuple[Node, ...]
     loops: tuple[int, ...]
     inner: tuple[int, ...]
@@ -78,8 +80,8 @@ class Kernel:
 def kernels_of(program: Program) -> list[Kernel]:
     """Return the kernels of a program, in the order in which they run."""
     return [
-        _kernel(program, group, name, tasks)
-        for group, (name, tasks) in zip(program.groups, program.kernels, strict=True)
+        _kernel(program, group, call)
+        for group, call in zip(program.groups, program.kernels, strict=True)
     ]
 
 
@@ -107,16 +109,17 @@ def flops(node: Node) -> int:
     return flops_of(node.op, tuple(v.spec for v in node.inputs), result, node.attrs)  # type: ignore[arg-type]
 
 
-def _kernel(program: Program, group: Group, name: str, tasks: int) -> Kernel:
+def _kernel(program: Program, group: Group, call: KernelCall) -> Kernel:
     nodes = tuple(_nodes(program, group))
     locations = program.layout.locations
     written = {v for v in group.defines() if v in locations}
     return Kernel(
-        name,
+        call.name,
+        call.function,
         nodes,
         tuple(v.extent for v in group.kept),
         tuple(v.extent for v in group.inner),
-        tasks,
+        call.tasks,
         sum(flops(node) for node in nodes),
         _bytes_read(group),
         sum(v.nbytes for v in written),

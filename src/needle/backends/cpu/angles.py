@@ -109,8 +109,7 @@ def _reducer(f: Function, form: Format, limit: float) -> str:
     name = f.module.memo.get(key)
     if name is not None:
         return name
-    name = f.module.unique(f"needle_reduced_{form.dtype.name}")
-    f.module.memo[key] = name
+    name = f.module.unique(f"reduced_{form.dtype.name}")
     arguments = {"x": "ptr", "r": "ptr", "quadrant": "ptr", "n": "i64"}
     b = AngleMath(f.module, name, arguments, inline="noinline")
 
@@ -126,20 +125,17 @@ def _reducer(f: Function, form: Format, limit: float) -> str:
         b.branch(b.compare_constant("ogt", b.absolute(x), limit), large)
 
     b.loop(0, b.argument("n"), 1, [], body, runs=True)
-    return b.end()
+    name = f.module.memo[key] = b.end()
+    return name
 
 
 def _table(b: BitMath) -> str:
     # 64 zero bits, then those of 1/π: enough for the largest float64, 256 bits further.
-    name = "needle_inverse_pi"
-    if b.module.memo.get(name) is None:
-        b.module.memo[name] = name
-        bits = 64 * 21
-        digits = (1 << (_DIGITS + bits - 64)) // pi_digits()
-        words = [(digits >> (bits - 64 * (i + 1))) & (2**64 - 1) for i in range(21)]
-        listed = ", ".join(f"i64 {w}" for w in words)
-        b.module.add_global(f"@{name} = internal constant [21 x i64] [{listed}], align 64")
-    return f"@{name}"
+    bits = 64 * 21
+    digits = (1 << (_DIGITS + bits - 64)) // pi_digits()
+    words = [(digits >> (bits - 64 * (i + 1))) & (2**64 - 1) for i in range(21)]
+    listed = ", ".join(f"i64 {w}" for w in words)
+    return "@" + b.module.constant("inverse_pi", f"[21 x i64] [{listed}], align 64")
 
 
 def _exactly(b: AngleMath, x: Operand) -> tuple[Operand, Operand]:

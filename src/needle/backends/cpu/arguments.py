@@ -263,7 +263,7 @@ def _native() -> Any:
     from needle.backends.cpu.module import Module
 
     module = Module()
-    module.add_function(call_ir(where))
+    module.add_text(call_ir(where))
     symbols = {
         name: ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
         for name in ("PyEval_SaveThread", "PyEval_RestoreThread")

@@ -158,10 +158,6 @@ class ControlPlan:
         x = f.load(self.pointer(kernel, value), 0, value.dtype)
         return f.convert(x, dtypes.int64)
 
-    def status(self, kernel: KernelFunction) -> str:
-        """Return the address of the program's status."""
-        return kernel.slot(kernel.status_slot)
-
 
 class SwitchPlan(ControlPlan):
     """A switch: one of several inner programs is called."""
@@ -187,7 +183,7 @@ class SwitchPlan(ControlPlan):
         number = self.scalar(kernel, index)
         last = len(self.branches) - 1
         number = f.minimum(f.maximum(number, f.like(0, number)), f.like(last, number))
-        status = self.status(kernel)
+        status = kernel.status()
         given = [self.pointer(kernel, v) for v in operands]
         results = [
             _at(f, workspace, self.unread[v]) if v in self.unread else kernel.pointer_of(v)
@@ -241,7 +237,7 @@ class LoopPlan(ControlPlan):
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         f = kernel.f
         self.kernel = kernel
-        status = self.status(kernel)
+        status = kernel.status()
         body = self.body.emit(kernel, workspace, status)
         count, scanned = len(self.first), len(self.stacks)
         for i, value in enumerate(self.constants, count + scanned):
@@ -388,13 +384,9 @@ def _at(f: Function, base: str, offset: int) -> str:
 
 def _global(module: Module, constant: Array) -> str:
     """Add a constant to the module, and return its name."""
-    name = module.unique("number")
     data = constant.tobytes()
     listed = ", ".join(f"i8 {byte}" for byte in data)
-    module.add_global(
-        f"@{name} = private constant [{len(data)} x i8] [{listed}], align {ALIGNMENT}"
-    )
-    return name
+    return module.constant("number", f"[{len(data)} x i8] [{listed}], align {ALIGNMENT}")
 
 
 def _row_bytes(stack: Value) -> int:

@@ -40,7 +40,9 @@ class Executable:
         stamps: how many times its entry notes; 0 unless it was made for a profile.
     """
 
-    def __init__(self, recipe: Recipe, code: bytes, source: Source, stamps: int = 0) -> None:
+    def __init__(
+        self, recipe: Recipe, code: Sequence[bytes], source: Source, stamps: int = 0
+    ) -> None:
         self.recipe = recipe
         self.source = source
         self.stamps = stamps
@@ -183,7 +185,7 @@ def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Execu
     return Executable(recipe, code, source)
 
 
-def compiled(key: str, make: Callable[[], Program]) -> tuple[Recipe, bytes]:
+def compiled(key: str, make: Callable[[], Program]) -> tuple[Recipe, Sequence[bytes]]:
     """Return a program as recipe and object code: from the cache, or compiled and put there.
 
     Args:
@@ -192,12 +194,13 @@ def compiled(key: str, make: Callable[[], Program]) -> tuple[Recipe, bytes]:
     """
     entry = cache.get(key)
     if entry is not None:
-        return Recipe.from_json(entry.metadata, entry.objects[1]), entry.objects[0]
+        values, *code = entry.objects
+        return Recipe.from_json(entry.metadata, values), code
     program = make()
-    code = jit.compile_object(program.module, program.module.target)
+    code = jit.compile_objects(program.module)
     recipe = Recipe.of(program)
     values = b"".join(c.tobytes() for c in recipe.constants)
-    cache.put(key, [code, values], recipe.to_json())
+    cache.put(key, [values, *code], recipe.to_json())
     return recipe, code
 
 
@@ -208,7 +211,7 @@ def build_stamped(source: Source) -> tuple[Executable, Program]:
     the cache, where programs are not kept.
     """
     program = Program(pipeline.run(source.graph), source.threads, source.target, is_stamped=True)
-    code = jit.compile_object(program.module, source.target)
+    code = jit.compile_objects(program.module)
     return Executable(Recipe.of(program), code, source, len(program.kernels) + 1), program
 
 

@@ -1,7 +1,9 @@
 """A kernel's function: what all kinds of kernels share.
 
-A kernel is ``void name(ptr args, i64 task)``. ``args`` is the table of the program's buffers:
-inputs, outputs, constants, the arena, and the status that reports an index out of range.
+A kernel is ``void name(ptr args, i64 task)``. ``args`` is a table of its own: the addresses of the
+values that it reads and writes, in the order in which its code first asks for them. The program's
+entry fills it in. So the code of a kernel does not say where in the program it stands, and kernels
+that compute the same, in the layers of a network, are one function.
 """
 
 from __future__ import annotations
@@ -30,12 +32,28 @@ class Location(NamedTuple):
     offset: int = 0
 
 
+class Addresses:
+    """The table of a kernel's addresses, while the kernel is emitted."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Location, int] = {}
+
+    def number_of(self, location: Location) -> int:
+        """Return the place in the table at which the address of ``location`` stands."""
+        return self._numbers.setdefault(location, len(self._numbers))
+
+    def locations(self) -> tuple[Location, ...]:
+        """Return what the table consists of, in order."""
+        return tuple(self._numbers)
+
+
 class KernelFunction:
     """The function of a kernel, or of a part of one, while it is emitted.
 
     Args:
         f: the function.
-        args: the name of its pointer to the table of buffers.
+        args: the name of its pointer to the table of addresses.
+        addresses: the table; grows.
         locations: where values in memory lie.
         own: the values that the kernel computes.
         faults: the program's list of what can be reported; grows.
@@ -46,19 +64,20 @@ class KernelFunction:
         self,
         f: MathFunction,
         args: str,
+        addresses: Addresses,
         locations: Callable[[Value], Location | None],
         own: set[Value],
         faults: list[Fault],
         status_slot: int,
     ) -> None:
         self.f = f
-        self.status_slot = status_slot
+        self.addresses = addresses
+        self._status_slot = status_slot
         self._args = args
         self._locations = locations
         self.own = own
         self._faults = faults
-        self._pointers: dict[Value, str] = {}
-        self._slots: dict[int, str] = {}
+        self._pointers: dict[Location, str] = {}
         self._status: str | None = None
         self._rows: Operand | None = None
         self._row_tasks = Operand("1", dtypes.int64)
@@ -76,11 +95,13 @@ class KernelFunction:
     ) -> KernelFunction:
         """Return a new kernel's function."""
         f = MathFunction(module, name, {"args": "ptr", "task": "i64"})
-        return cls(f, "%args", locations, own, faults, status_slot)
+        return cls(f, "%args", Addresses(), locations, own, faults, status_slot)
 
     def part(self, f: MathFunction, args: str) -> KernelFunction:
         """Return another function that computes a part of the kernel."""
-        return KernelFunction(f, args, self._locations, self.own, self._faults, self.status_slot)
+        return KernelFunction(
+            f, args, self.addresses, self._locations, self.own, self._faults, self._status_slot
+        )
 
     def is_written(self, value: Value) -> bool:
         """Whether a value that the kernel computes gets memory."""
@@ -97,32 +118,28 @@ class KernelFunction:
 
     def pointer_of(self, value: Value) -> str:
         """Return the address of a value in memory."""
-        pointer = self._pointers.get(value)
+        location = self._locations(value)
+        assert location is not None
+        return self.pointer_to(location)
+
+    def pointer_to(self, location: Location) -> str:
+        """Return an address, from the table."""
+        pointer = self._pointers.get(location)
         if pointer is None:
-            location = self._locations(value)
-            assert location is not None
-            base = self.slot(location.slot)
-            pointer = base
-            if location.offset:
-                pointer = self.f.at_entry(f"getelementptr i8, ptr {base}, i64 {location.offset}")
-            self._pointers[value] = pointer
+            number = self.addresses.number_of(location)
+            address = self.f.at_entry(f"getelementptr ptr, ptr {self._args}, i64 {number}")
+            pointer = self._pointers[location] = self.f.at_entry(f"load ptr, ptr {address}")
         return pointer
 
-    def slot(self, number: int) -> str:
-        """Return a pointer of the table."""
-        pointer = self._slots.get(number)
-        if pointer is None:
-            address = self.f.at_entry(f"getelementptr ptr, ptr {self._args}, i64 {number}")
-            pointer = self._slots[number] = self.f.at_entry(f"load ptr, ptr {address}")
-        return pointer
+    def status(self) -> str:
+        """Return the address of the program's status."""
+        return self.pointer_to(Location(self._status_slot))
 
     def task_range(self, bounds: Sequence[int]) -> tuple[Index, Index]:
         """Return the start and the stop of this task, from the bounds of all."""
         f = self.f
-        name = f.module.unique("bounds")
         listed = ", ".join(f"i64 {b}" for b in bounds)
-        kind = f"[{len(bounds)} x i64]"
-        f.module.add_global(f"@{name} = private constant {kind} [{listed}]")
+        name = f.module.constant("bounds", f"[{len(bounds)} x i64] [{listed}]")
         first = f.at_entry(f"getelementptr i64, ptr @{name}, i64 %task")
         second = f.at_entry(f"getelementptr i64, ptr {first}, i64 1")
         start = Operand(f.at_entry(f"load i64, ptr {first}"), dtypes.int64)
@@ -137,7 +154,7 @@ class KernelFunction:
         if not count:
             return extent
         if self._rows is None:
-            status = self.slot(self.status_slot)
+            status = self.status()
             self._rows, self._row_tasks = (
                 Operand(self.f.at_entry(f"load i64, ptr {address}"), dtypes.int64)
                 for address in (
@@ -201,7 +218,7 @@ class KernelFunction:
         f = self.f
         if self._status is None:
             return
-        own, status = self._status, self.slot(self.status_slot)
+        own, status = self._status, self.status()
         words = [f.load(own, word, dtypes.int64) for word in range(3)]
         number, place, _ = words
         lock = f.pointer(status, LOCK_WORD, dtypes.int64)

@@ -58,9 +58,9 @@ class Function:
         self.module = module
         self.target = module.target
         self.name = name
-        linkage = "internal " if internal else ""
+        self._is_internal = internal
         listed = ", ".join(f"{kind} %{argument}" for argument, kind in arguments.items())
-        self._header = f"define {linkage}void @{name}({listed}) {inline} #0 {{"
+        self._signature = f"({listed}) {inline} #0"
         #: A line, or the lines of a `Segment`.
         self._lines: Segment = []
         self._body = self._lines
@@ -125,11 +125,12 @@ class Function:
         self._block = name
 
     def end(self) -> str:
-        """Return from the function, add it to the module, and return its name."""
+        """Return, add the function to the module, and return its name, or that of an equal one."""
         self.emit("ret void")
         lines = list(lines_of(self._body))
         lines = settle_phis(lines) if self._is_split else lines
-        self.module.add_function("\n".join([self._header, *lines, "}"]))
+        text = "\n".join([f"{self._signature} {{", *lines, "}"])
+        self.name = self.module.add_function(self.name, text, internal=self._is_internal)
         return self.name
 
     # Constants and indices

@@ -19,6 +19,10 @@ from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group
 from needle.compiler.index import Var
 from needle.graph.ir import Value
+from needle.ops.record import Kind
+
+#: Instructions of an op and of a random number, about.
+_PER_OP, _PER_DRAW = 2, 200
 
 
 @dataclass
@@ -92,7 +96,7 @@ def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
 
 def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
     """Return what computes and stores the group's pieces from a vector of sums."""
-    first, *rest = group.pieces
+    first = group.pieces[0]
     axes = [None if i.is_constant else next(iter(i.variables)) for i in first.at]
     shape = first.value.shape
     written = [p for p in group.pieces if kernel.is_written(p.value)]
@@ -122,8 +126,22 @@ def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
     def end(f: Function, state: tuple[KernelFunction, Segment]) -> None:
         state[0].report()
 
-    instructions = 2 + 6 * len(rest)
-    return Epilogue(store, ("kernel", kernel.f.name), begin, instructions, end)
+    return Epilogue(store, ("kernel", kernel.f.name), begin, _instructions(kernel, group), end)
+
+
+def _instructions(kernel: KernelFunction, group: Group) -> int:
+    """Return about how many instructions compute and store the pieces after the first."""
+    values = [p.value for p in group.pieces[1:]]
+    count = 2 + 2 * sum(kernel.is_written(v) for v in values)
+    seen = {group.pieces[0].value}
+    while values:
+        value = values.pop()
+        if value.node is None or value in seen or kernel.is_loaded(value):
+            continue
+        seen.add(value)
+        count += _PER_DRAW if value.node.op.kind is Kind.RANDOM else _PER_OP
+        values += value.node.inputs
+    return count
 
 
 def place_axes(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.control import Surroundings
 from needle.backends.cpu.emit import Fault
-from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction
+from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction, Location
 from needle.backends.cpu.layout import lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
@@ -31,6 +32,22 @@ SMALL = 30_000
 BY_ROWS = 0
 
 
+class KernelCall(NamedTuple):
+    """A kernel as a program's entry calls it.
+
+    Attributes:
+        name: for people.
+        function: its function, which other kernels may share.
+        tasks: how many tasks share it, or `BY_ROWS`.
+        addresses: what the table that the function takes consists of.
+    """
+
+    name: str
+    function: str
+    tasks: int
+    addresses: tuple[Location, ...]
+
+
 class Program:
     """Code and layout of a graph, before it is loaded.
 
@@ -44,6 +61,7 @@ class Program:
 
     Attributes:
         name: of the function that runs it.
+        kernels: its kernels, in the order in which they run.
     """
 
     def __init__(
@@ -83,18 +101,18 @@ class Program:
         }
         workspaces = {g: plan.tasks * plan.workspace for g, plan in self._plans.items()}
         self.layout = lay_out(graph, self.groups, in_place, workspaces)
-        #: The name of each group's function, and how many tasks share it.
-        self.kernels: list[tuple[str, int]] = []
+        self.kernels: list[KernelCall] = []
         if not is_planned:
             self.kernels += [self._kernel(g, i) for i, g in enumerate(self.groups)]
             self._entry(is_stamped, is_inner=within is not None)
 
-    def _kernel(self, group: Group, number: int) -> tuple[str, int]:
+    def _kernel(self, group: Group, number: int) -> KernelCall:
         tasks = self._tasks(group)
         stem = group.pieces[0].value.node.op.name if group.pieces[0].value.node else "copy"
+        name = self.module.unique(f"k{number}_{stem}")
         kernel = KernelFunction.make(
             self.module,
-            self.module.unique(f"k{number}_{stem}"),
+            name,
             self.layout.locations.get,
             set(group.defines()),
             self.faults,
@@ -106,7 +124,7 @@ class Program:
         else:
             tasks = plan.tasks
             plan.emit(kernel, self._workspace(kernel, group, plan))
-        return kernel.end(), tasks
+        return KernelCall(name, kernel.end(), tasks, kernel.addresses.locations())
 
     def _workspace(self, kernel: KernelFunction, group: Group, plan: AnchorPlan) -> str:
         """Return the address of a task's own memory."""
@@ -114,9 +132,8 @@ class Program:
         if location is None:
             return "null"
         f = kernel.f
-        base = kernel.slot(location.slot)
         offset = f.mul_index(f.argument("task"), plan.workspace)
-        return f.pointer(base, f.add_index(offset, location.offset), dtypes.uint8)
+        return f.pointer(kernel.pointer_to(location), offset, dtypes.uint8)
 
     def _tasks(self, group: Group) -> int:
         if any(rows_in(v.extent) for v in group.kept):
@@ -132,25 +149,35 @@ class Program:
         f = Function(self.module, self.name, {"args": "ptr"}, internal=is_inner)
         stamp = stamper(f, self.layout.slots) if is_stamped else None
         row_tasks = ""
-        for name, tasks in self.kernels:
+        # One table for all kernels, in turn.
+        longest = max((len(kernel.addresses) for kernel in self.kernels), default=0)
+        table = f.at_entry(f"alloca [{longest} x ptr], align 64")
+        for _, name, tasks, addresses in self.kernels:
             if stamp is not None:
                 stamp()
+            for i, location in enumerate(addresses):
+                place = f.value(f"getelementptr ptr, ptr {table}, i64 {i}")
+                f.emit(f"store ptr {_address(f, location)}, ptr {place}")
             if tasks == BY_ROWS:
                 if not row_tasks:
-                    address = f.value(
-                        f"getelementptr ptr, ptr %args, i64 {self.layout.status_slot}"
-                    )
-                    status = f.value(f"load ptr, ptr {address}")
+                    status = _address(f, Location(self.layout.status_slot))
                     word = f.value(f"getelementptr i64, ptr {status}, i64 {TASKS_WORD}")
                     row_tasks = f.value(f"load i64, ptr {word}")
-                f.emit(f"call void @needle_parallel(ptr @{name}, ptr %args, i64 {row_tasks})")
+                f.emit(f"call void @needle_parallel(ptr @{name}, ptr {table}, i64 {row_tasks})")
             elif tasks == 1:
-                f.emit(f"call void @{name}(ptr %args, i64 0)")
+                f.emit(f"call void @{name}(ptr {table}, i64 0)")
             else:
-                f.emit(f"call void @needle_parallel(ptr @{name}, ptr %args, i64 {tasks})")
+                f.emit(f"call void @needle_parallel(ptr @{name}, ptr {table}, i64 {tasks})")
         if stamp is not None:
             stamp()
-        f.end()
+        self.name = f.end()
+
+
+def _address(f: Function, location: Location) -> str:
+    """Emit the address of a place, from the program's table."""
+    slot = f.value(f"getelementptr ptr, ptr %args, i64 {location.slot}")
+    pointer = f.value(f"load ptr, ptr {slot}")
+    return f.pointer(pointer, location.offset, dtypes.uint8)
 
 
 def order_groups(

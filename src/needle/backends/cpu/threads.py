@@ -326,7 +326,7 @@ class Pool:
         from needle.backends.cpu.module import Module
 
         module = Module()
-        module.add_function(pool_ir(module.target.architecture, futex))
+        module.add_text(pool_ir(module.target.architecture, futex))
         self._library = jit.load_cached(module, ["needle_pool"], linux.wait_symbols())
         #: Address of ``needle_parallel``.
         self.entry = self._library.address("needle_parallel")

@@ -159,8 +159,7 @@ def emit_gemm(
     kernel = describe(spec, module.target, threads=threads, name=module.unique(name))
     function = MathFunction(module, kernel.name, ARGUMENTS, internal=internal)
     Product(function, kernel.spec, kernel.plan, kernel.parameters).emit()
-    function.end()
-    return kernel
+    return replace(kernel, name=function.end())
 
 
 def describe(spec: GemmSpec, target: Target, *, threads: int = 1, name: str = "gemm") -> GemmKernel:

@@ -252,7 +252,9 @@ class _Emitter:
             # All vectors of a tile but those of a split tail have one width.
             splats: dict[int, Operand] = {}
             for j, width in enumerate(self.tile.widths):
-                x = splats.setdefault(width, f.splat(element, width)) if width else element
+                x = splats.get(width)
+                if x is None:
+                    x = splats[width] = f.splat(element, width) if width else element
                 result.append(multiply_add(f, x, row[j], sums[i * self.vectors + j]))
         return result
 

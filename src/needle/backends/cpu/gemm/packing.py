@@ -79,8 +79,7 @@ def _copy_function(f: Function, source: DType, target: DType, columns: Index) ->
     arguments |= {"from_step": "i64", "to_step": "i64", "rows": "i64"}
     if known is None:
         arguments["columns"] = "i64"
-    name = f.module.memo[key] = f.module.unique("pack_rows")
-    g = Function(f.module, name, arguments, inline="noinline")
+    g = Function(f.module, f.module.unique("pack_rows"), arguments, inline="noinline")
     count: Index = g.argument("columns") if known is None else known
     lanes = f.target.lanes(target)
 
@@ -103,7 +102,8 @@ def _copy_function(f: Function, source: DType, target: DType, columns: Index) ->
         g.loop(whole, count, 1, [], copy(0))
 
     g.loop(0, g.argument("rows"), 1, [], row)
-    return g.end()
+    name = f.module.memo[key] = g.end()
+    return name
 
 
 def copy_strips(
@@ -128,10 +128,9 @@ def copy_strips(
     key = ("gemm strips", source[1], target[1], step, columns)
     name = f.module.memo.get(key)
     if name is None:
-        name = f.module.memo[key] = f.module.unique("pack_strips")
         arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
         arguments |= dict.fromkeys(("from_step", "rows", "strips"), "i64")
-        g = Function(f.module, name, arguments, inline="noinline")
+        g = Function(f.module, f.module.unique("pack_strips"), arguments, inline="noinline")
 
         # Row by row: the rows of a large matrix are on pages of their own.
         def row(i: Index, _: list[Operand]) -> None:
@@ -147,7 +146,7 @@ def copy_strips(
             g.loop(0, g.argument("strips"), 1, [], strip)
 
         g.loop(0, g.argument("rows"), 1, [], row)
-        g.end()
+        name = f.module.memo[key] = g.end()
     given = [f"ptr {source[0]}", f"ptr {target[0]}"]
     given += [f.operand(x).typed for x in (source[2], rows, strips)]
     f.emit(f"call void @{name}({', '.join(given)})")
@@ -178,10 +177,9 @@ def copy_elements(
     key = ("gemm copy elements", source[1], target[1])
     name = f.module.memo.get(key)
     if name is None:
-        name = f.module.memo[key] = f.module.unique("pack_elements")
         arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
         arguments |= dict.fromkeys(("row_step", "column_step", "to_step", "rows", "columns"), "i64")
-        g = Function(f.module, name, arguments, inline="noinline")
+        g = Function(f.module, f.module.unique("pack_elements"), arguments, inline="noinline")
         step = g.argument("column_step")
 
         def row(i: Index, _: list[Operand]) -> None:
@@ -195,7 +193,7 @@ def copy_elements(
             g.loop(0, g.argument("columns"), 1, [], element)
 
         g.loop(0, g.argument("rows"), 1, [], row)
-        g.end()
+        name = f.module.memo[key] = g.end()
     given = [f"ptr {source[0]}", f"ptr {target[0]}"]
     sizes = (source[2], source[3], target[2], rows, columns)
     given += [f.operand(x).typed for x in sizes]
@@ -229,16 +227,16 @@ def turn(
     key = ("gemm turn", dtype)
     name = f.module.memo.get(key)
     if name is None:
-        name = f.module.memo[key] = f.module.unique("pack_turned")
         arguments = {"source": "ptr noalias readonly", "target": "ptr noalias"}
         arguments |= dict.fromkeys(("from_step", "to_step", "rows", "columns"), "i64")
-        _turn_function(Function(f.module, name, arguments, inline="noinline"), dtype)
+        g = Function(f.module, f.module.unique("pack_turned"), arguments, inline="noinline")
+        name = f.module.memo[key] = _turn_function(g, dtype)
     given = [f"ptr {source[0]}", f"ptr {target[0]}"]
     given += [f.operand(x).typed for x in (source[2], target[1], k, columns)]
     f.emit(f"call void @{name}({', '.join(given)})")
 
 
-def _turn_function(f: Function, dtype: DType) -> None:
+def _turn_function(f: Function, dtype: DType) -> str:
     """Emit the function of `turn`: blocks of 16 bytes square are turned round in registers."""
     lanes = f.target.lanes(dtype)
     block = 16 // dtype.itemsize
@@ -265,7 +263,7 @@ def _turn_function(f: Function, dtype: DType) -> None:
     whole = f.mul_index(f.floordiv_index(rows, block), block)
     f.loop(0, whole, block, [], blocks)
     f.loop(whole, rows, 1, [], single)
-    f.end()
+    return f.end()
 
 
 def joined(f: Function, parts: Sequence[Operand]) -> Operand:
