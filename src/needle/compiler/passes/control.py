@@ -264,7 +264,7 @@ class _Loop:
         def outer(value: Value) -> Value:
             """Return what ``value`` is outside, where its nodes are written again."""
             value = new.get(value, value)
-            if value.node is None or value.node not in same:
+            if value in outside or value.node is None or value.node not in same:
                 return outside.get(value, value)
             node = value.node
             copy = keep(node, tuple(map(outer, node.inputs)), is_new=True)
@@ -278,7 +278,8 @@ class _Loop:
             seen.add(value)
             if _is_worth_keeping(node, value):
                 inside = Value(value.spec, name=value.name)
-                moved.append((outside.get(value) or outer(value), inside))
+                outside[inside] = outer(value)
+                moved.append((outside[inside], inside))
                 new[value] = inside
             else:
                 for v in node.inputs:
