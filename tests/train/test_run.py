@@ -62,7 +62,8 @@ def rhyme(tmp_path_factory):
 @pytest.mark.parametrize("model", ["lstm", "gpt"])
 def test_language_models_learn_a_text(tmp_path, rhyme, model, monkeypatch):
     monkeypatch.setattr("needle.train.tasks.text.SAMPLE_CHARACTERS", 70)
-    monkeypatch.setattr("needle.train.tasks.text.WINDOW", 16)  # compiled in less time
+    for name in ("WINDOW", "CONTEXT"):
+        monkeypatch.setattr(f"needle.train.tasks.text.{name}", 16)  # compiled in less time
     changes = {"epochs": 4, "batch_size": 8}
     options = TaskOptions(data=rhyme, model=model)
     run = Run("text", tmp_path / "run", options, changes)

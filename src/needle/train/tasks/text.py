@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from needle import models, nn
 from needle.creation import asarray
 from needle.data import CharText
 from needle.errors import ArgumentError, DataNotFoundError
+from needle.random import Generator
 from needle.tensor import Tensor
 from needle.train.evaluation import evaluation_mode
 from needle.train.tasks.images import ModelChoice, choose
 from needle.train.tasks.task import Recipe, Task, TaskOptions
 
-WINDOW = 64  # characters that a model sees at once
+WINDOW = 64  # characters that the LSTM sees at once; its state remembers those before
+CONTEXT = 128  # characters that the GPT sees at once
 TEST_SHARE = 0.1
 SAMPLE_CHARACTERS = 600
 TEMPERATURE = 0.8
@@ -35,16 +38,20 @@ def text(options: TaskOptions) -> Task:
     recipe = Recipe(
         epochs=2, batch_size=32, lr=4e-3, weight_decay=0.01, clip_norm=1.0, drop_last=True
     )
+    gpt = models.GPTConfig(size, CONTEXT, layers=4, heads=6, width=192, dropout=0.1)
     choices = {
         "lstm": ModelChoice(lambda: models.LSTMLanguageModel(size, 64, 192), recipe),
-        "gpt": ModelChoice(lambda: models.GPT(models.GPTConfig(size, WINDOW, 4, 4, 128)), recipe),
+        "gpt": ModelChoice(
+            lambda: models.GPT(gpt), replace(recipe, epochs=8, lr=2e-3, weight_decay=0.1)
+        ),
     }
     name, choice = choose("text", options.model, choices)
     model = choice.make()
+    window = CONTEXT if isinstance(model, models.GPT) else WINDOW
     return Task(
         model=model,
-        train_data=train.windows(WINDOW, WINDOW),
-        test_data=test.windows(WINDOW, WINDOW),
+        train_data=train.windows(window, window),
+        test_data=test.windows(window, window),
         loss=next_character_loss,
         name="text",
         model_name=name,
@@ -89,13 +96,37 @@ def write_text(
     Returns:
         The prompt and what follows it.
     """
-    draws = np.random.default_rng(seed).random(characters)
     tokens = text.encode(prompt).tolist()
+    if isinstance(model, models.GPT):
+        written = _generate(model, tokens, seed, characters, temperature)
+    else:
+        written = _unroll(model, tokens, seed, characters, temperature)
+    return prompt, text.decode(written)
+
+
+def _generate(
+    model: models.GPT, tokens: list[int], seed: int, count: int, temperature: float
+) -> list[int]:
+    """Return what a GPT continues tokens with. When its context is full, the later half stays."""
+    context, generator = model.config.context, Generator(seed)
+    written: list[int] = []
+    while len(written) < count:
+        seen = (tokens + written)[-max(context // 2, 1) :]
+        more = min(context - len(seen), count - len(written))
+        (row,) = model.generate([seen], more, temperature=temperature, generator=generator)
+        written += row[len(seen) :]
+    return written
+
+
+def _unroll(
+    model: nn.Module, tokens: list[int], seed: int, count: int, temperature: float
+) -> list[int]:
+    """Return what any other model continues tokens with, one after the other."""
     written: list[int] = []
     with evaluation_mode(model):
         state: tuple[Any, ...] = ()
         fresh = tokens
-        for draw in draws:
+        for draw in np.random.default_rng(seed).random(count):
             outputs = model(asarray(np.array([fresh], np.int64)), *state)
             if isinstance(outputs, tuple):  # recurrent: the state stands for what was read
                 logits, state = outputs[0], (outputs[1],)
@@ -105,7 +136,7 @@ def write_text(
             shares = np.cumsum(np.exp(scores - scores.max()))
             written.append(int(np.searchsorted(shares, draw * shares[-1], side="right")))
             fresh = written[-1:] if state else (tokens + written)[-WINDOW:]
-    return prompt, text.decode(written)
+    return written
 
 
 def _prompt(test: CharText) -> str:
