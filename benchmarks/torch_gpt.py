@@ -1,4 +1,4 @@
-"""`needle.models.GPT`, written with PyTorch: the same parameters, and a cache for decoding."""
+"""`needle.models.GPT`, written with PyTorch: parameters in the same order, a cache for decoding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch.nn import functional as F
 class Block(nn.Module):
     """Attention and a perceptron, each behind a layer norm and around a residual connection."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
@@ -29,22 +31,34 @@ class Block(nn.Module):
 
     def rest(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Return the block's result from what its attention gives."""
-        x = x + self.projection(attended.transpose(1, 2).reshape(x.shape))
-        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        x = x + self.dropout(self.projection(attended.transpose(1, 2).reshape(x.shape)))
+        return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh")))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.heads_of(x)
-        return self.rest(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        dropout = self.dropout.p if self.training else 0.0
+        return self.rest(
+            x, F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        )
 
 
 class GPT(nn.Module):
     """Predicts the next token at each place; logits come as [batch · time, vocabulary]."""
 
-    def __init__(self, vocabulary: int, context: int, layers: int, heads: int, width: int) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        context: int,
+        layers: int,
+        heads: int,
+        width: int,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         shape = (1, heads, context, width // heads)
         self.cache = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(layers)]
@@ -53,7 +67,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, 0.0, 0.02)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        x = self.dropout(self.tokens(tokens) + self.positions.weight[: tokens.shape[1]])
         for block in self.blocks:
             x = block(x)
         return (self.norm(x) @ self.tokens.weight.T).flatten(0, 1)

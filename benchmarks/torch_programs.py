@@ -232,12 +232,13 @@ class _Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+            zeros = (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2)
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], zeros)
         return F.relu(x + y)
 
 
-def resnet20_step(batch: int) -> Program:
-    torch.manual_seed(0)
+def resnet20() -> nn.Module:
+    """Return `needle.models.resnet20`, with its parameters in the same order."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     inside = 16
     for outside in (16, 32, 64):
@@ -245,7 +246,12 @@ def resnet20_step(batch: int) -> Program:
             layers.append(_Block(inside, outside, 2 if i == 0 and outside > 16 else 1))
             inside = outside
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    model = nn.Sequential(*layers)
+    return nn.Sequential(*layers)
+
+
+def resnet20_step(batch: int) -> Program:
+    torch.manual_seed(0)
+    model = resnet20()
     x = _normal(batch, 3, 32, 32)
     y = torch.from_numpy(np.random.default_rng(1).integers(0, 10, batch))
     return _step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)

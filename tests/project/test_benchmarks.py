@@ -191,3 +191,24 @@ def test_partial_runs_are_not_published() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "figures of two runs" in done.stderr
+
+
+@pytest.mark.peers
+def test_training_is_compared_from_the_same_weights(shared_data: Path, tmp_path: Path) -> None:
+    """The twin of a model says what the model says, and sees as many batches."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        curves = importlib.import_module("benchmarks.curves")
+    finally:
+        sys.path.remove(str(ROOT))
+    text = tmp_path / "text.txt"
+    text.write_text((shared_data / "tinyshakespeare.txt").read_text()[:60_000])
+    run = curves.make_run("text", text, str(tmp_path / "run"), 1)
+    twin = curves.torch_model("text", run.task.model)
+    curves.check_twin("text", run, twin)
+    (record,) = curves.train_torch("text", text, 1)
+    assert record["epoch"] == 1
+    assert record["test_loss"] < record["train_loss"] + 1
+    results = {"text": {"conditions": "On a machine.", "lines": {"PyTorch": [record]}}}
+    assert f"| PyTorch, 1 epochs | {record['train_loss']:.4f} |" in curves.page(results)
+    assert curves.picture("text", {"PyTorch": [record, record]}).startswith("<svg")
