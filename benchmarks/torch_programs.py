@@ -125,6 +125,40 @@ def conv2d(batch: int, channels: int, size: int, out: int) -> Program:
     return _call(lambda x, w: F.conv2d(x, w, padding=1), x, w)
 
 
+def convolution(
+    form: str,
+    n: int,
+    size: int,
+    channels: int,
+    out: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    last: bool = False,
+) -> Program:
+    """For `benchmarks.conv`: one convolution or gradient, contiguous or channels last."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    pad = dilation * (kernel - 1) // 2
+    x = _normal(n, channels, size, size).contiguous(memory_format=layout)
+    w = _normal(out, channels // groups, kernel, kernel).contiguous(memory_format=layout)
+    chosen = {"stride": stride, "padding": pad, "dilation": dilation, "groups": groups}
+    with torch.no_grad():
+        y = F.conv2d(x, w, **chosen)
+    if form == "forward":
+        return _call(lambda x, w: F.conv2d(x, w, **chosen), x, w)
+    g = torch.randn_like(y)
+    pairs = [[v, v] for v in (stride, pad, dilation)]
+    mask = [form == "input_grad", form == "weight_grad", False]
+
+    def gradient(g: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> Any:
+        return torch.ops.aten.convolution_backward(
+            g, x, w, None, *pairs, False, [0, 0], groups, mask
+        )
+
+    return _call(gradient, g, x, w)
+
+
 def _step(model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor) -> Program:
     chosen = _mode(model)  # PyTorch compiles the model; its step stays in Python
 
