@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from needle.backends.cpu.conv.copying import PaddedCopy
+from needle.backends.cpu.conv.finish import Box
 from needle.backends.cpu.conv.phase import Line, Phase
 from needle.backends.cpu.conv.plan import DensePlan
 from needle.backends.cpu.conv.spec import ConvSpec
-from needle.backends.cpu.conv.tile import Box, Level, Tile, nest
+from needle.backends.cpu.conv.tile import Level, Tile, nest
 from needle.backends.cpu.gemm import packing
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import Tiling, tile_columns

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from needle.backends.cpu.conv.channels import (
+    ChannelPlan,
+    Channels,
+    is_by_channel,
+    plan_channels,
+)
 from needle.backends.cpu.conv.dense import Dense
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
@@ -36,7 +42,7 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: DensePlan | WeightPlan
+    detail: DensePlan | ChannelPlan | WeightPlan
     tasks: int
     workspace: int
 
@@ -97,6 +103,10 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     if spec.form == "weight_grad":
         weights = plan_weight_grad(spec, target, threads)
         return ConvPlan(spec, weights, weights.tasks, weights.workspace(spec, lanes))
+    if is_by_channel(spec, target):
+        channels = plan_channels(spec, target, threads)
+        size = channels.workspace(lanes) * spec.dtype.itemsize
+        return ConvPlan(spec, channels, channels.tasks, size)
     detail = plan_dense(spec, target, threads)
     return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, spec.dtype.itemsize))
 
@@ -127,6 +137,8 @@ def emit_conv(
         pass  # nothing to compute
     elif isinstance(plan.detail, WeightPlan):
         WeightGrad(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, ChannelPlan):
+        Channels(f, spec, plan.detail).emit()
     else:
         Dense(f, spec, plan.detail).emit()
     return ConvKernel(f.end(), plan)

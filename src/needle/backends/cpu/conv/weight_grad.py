@@ -11,8 +11,9 @@ import math
 
 from needle.backends.cpu.conv.copying import PaddedCopy
 from needle.backends.cpu.conv.dense import each_part
+from needle.backends.cpu.conv.finish import Box
 from needle.backends.cpu.conv.spec import ConvSpec
-from needle.backends.cpu.conv.tile import Box, Level, Tile, nest
+from needle.backends.cpu.conv.tile import Level, Tile, nest
 from needle.backends.cpu.conv.weight_plan import WeightPlan
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import max_index, tile_columns
