@@ -208,6 +208,8 @@ def _place(
 class _Recorder:
     """Saved-value hook of the recomputation: collects the values in the order they are kept."""
 
+    recomputes = True
+
     def __init__(self) -> None:
         self.values: list[Any] = []
 
@@ -220,6 +222,8 @@ class _Recorder:
 class _Frame:
     """Saved-value hook of a checkpointed call: forgets the values, and recomputes them all when one
     is needed."""
+
+    recomputes = False
 
     def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
         self.function = function

@@ -27,7 +27,13 @@ Edge = tuple["GradNode", int] | Tensor | None
 
 
 class SavedValueHook(Protocol):
-    """Replaces values kept for the backward pass, to recompute or to move them."""
+    """Replaces values kept for the backward pass, to recompute or to move them.
+
+    Attributes:
+        recomputes: whether what runs under the hook has run before.
+    """
+
+    recomputes: bool
 
     def pack(self, data: Array, is_leaf: bool) -> Callable[[], Array] | None:
         """Return a function that gives ``data`` back, or None to keep it as it is."""

@@ -51,6 +51,7 @@ class Compiled(Generic[P, R]):
         keep_grads: bool = False,
         backend: str | None = None,
         dims: Dims | None = None,
+        memory_budget: int | None = None,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -65,6 +66,7 @@ class Compiled(Generic[P, R]):
         self._signatures: set[Any] = set()
         self.keep_grads = keep_grads
         self.backend = backend
+        self.memory_budget = memory_budget
         self._table: dict[Any, list[Specialization]] = {}
         self._last: Specialization | None = None
         functools.update_wrapper(self, function, updated=())
@@ -131,9 +133,14 @@ class Compiled(Generic[P, R]):
             return found
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-        return trace_call(
+        traced = trace_call(
             self.function, args, kwargs, keep_grads=self.keep_grads, differentiable=True
         )
+        if self.memory_budget is None:
+            return traced
+        from needle.compiled.memory_budget import fit
+
+        return fit(traced, self.memory_budget)
 
     def _build(self, graph: Graph) -> Executable:
         if self.check:
@@ -331,6 +338,7 @@ def compile(
     keep_grads: bool = ...,
     backend: str | None = ...,
     dims: Dims | None = ...,
+    memory_budget: int | None = ...,
 ) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 
 
@@ -344,6 +352,7 @@ def compile(
     keep_grads: bool = ...,
     backend: str | None = ...,
     dims: Dims | None = ...,
+    memory_budget: int | None = ...,
 ) -> Compiled[P, R]: ...
 
 
@@ -369,6 +378,9 @@ def compile(function: Any = None, /, **options: Any) -> Any:
             its values are not written to memory, and using them is an error.
         dims: axes whose extent varies, by the name of the argument: ``{"x": ndl.Dim("batch")}`` for
             the first axis, or a `Dim` or None for each axis. They do not count for the budget.
+        memory_budget: bytes that a call may take, as `Compiled.memory_plan` counts them. What the
+            backward pass needs is then computed again instead of being kept, as far as necessary,
+            what costs least for its memory first; see `checkpoint` to choose by hand.
         backend: what runs the program; ``"interpret"`` runs it op by op, for comparison.
 
     Returns:

@@ -46,7 +46,7 @@ def _add(digest: Any, graph: Graph) -> None:
 
     line("inputs " + "; ".join(number(v) for v in graph.inputs))
     for node in graph.nodes:
-        line(f"{node.op.name} " + "; ".join(number(v) for v in node.inputs))
+        line(f"{node.op.name} {node.recomputation} " + "; ".join(number(v) for v in node.inputs))
         line(_attribute(node.attrs))
         line("; ".join(number(v) for v in node.results))
     line("outputs " + "; ".join(number(v) for v in graph.outputs))

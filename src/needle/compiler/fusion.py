@@ -87,6 +87,7 @@ class Group:
         anchor: the node of a kernel of its own kind (a product, a scatter …), whose result the
             pieces after the first take in; None for plain loops.
         number: rises in the order of creation.
+        recomputation: of the first piece; see `Node`.
     """
 
     kept: list[Var]
@@ -94,6 +95,10 @@ class Group:
     pieces: list[Piece] = field(default_factory=list)
     anchor: Node | None = None
     number: int = 0
+    recomputation: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recomputation = _recomputation(self.pieces[0])
 
     def defines(self) -> Iterator[Value]:
         """Yield the values that it computes."""
@@ -279,6 +284,8 @@ class Fusion:
         """Add ``piece`` to ``group`` if both can share loops."""
         if len(group.pieces) >= MOST_PIECES or not self._may_merge({group}, piece):
             return False
+        if _recomputation(piece) not in (0, group.recomputation):
+            return False  # it would run too early, and be kept
         mapping = match(piece, group)
         if mapping is None:
             return False
@@ -294,7 +301,7 @@ class Fusion:
 
     def _merge(self, piece: Piece, group: Group, other: Group) -> None:
         """Take ``other``, which ``piece`` reads too, into ``group``, if it fits."""
-        if other.anchor is not None:
+        if other.anchor is not None or other.recomputation != group.recomputation:
             return
         if len(group.pieces) + len(other.pieces) > MOST_PIECES:
             return
@@ -373,6 +380,11 @@ class Fusion:
                 return False
             frontier |= needed - seen
         return True
+
+
+def _recomputation(piece: Piece) -> int:
+    node = piece.value.node
+    return 0 if node is None else node.recomputation
 
 
 def _variable(index: Index) -> Var | None:

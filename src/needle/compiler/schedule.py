@@ -26,11 +26,14 @@ class Step:
         writes: keys of the values; each is written by one step.
         overwrites: for a value that is written, those among the read ones whose storage it may take
             over.
+        is_late: whether it should run just before what needs it: it computes again what is not
+            kept in memory.
     """
 
     reads: tuple[Hashable, ...]
     writes: tuple[Hashable, ...]
     overwrites: Mapping[Hashable, tuple[Hashable, ...]] = field(default_factory=dict)
+    is_late: bool = False
 
 
 class Schedule:
@@ -111,6 +114,8 @@ class Schedule:
     def order(self) -> list[int]:
         """Return the steps, by number, in the order of the lowest peak that was found."""
         candidates = [self._in_order(), self._greedy()]
+        if any(step.is_late for step in self.steps):
+            candidates += [self._delayed(order) for order in candidates]
         return min(candidates, key=self.peak)
 
     def _in_order(self) -> list[int]:
@@ -129,6 +134,27 @@ class Schedule:
         if len(order) < len(self.steps):
             raise GraphError("the steps depend on each other in a circle")
         return order
+
+    def _delayed(self, order: Sequence[int]) -> list[int]:
+        """Return an order with the late steps moved to just before the first that needs them."""
+        before: list[list[int]] = [[] for _ in self.steps]
+        for i in order:
+            for j in self._after[i]:
+                before[j].append(i)
+        delayed: list[int] = []
+        done = [False] * len(self.steps)
+        for i in (i for i in order if not self.steps[i].is_late):
+            stack = [i]
+            while stack:
+                missing = [j for j in before[stack[-1]] if not done[j]]
+                if missing:
+                    stack += missing[::-1]
+                    continue
+                step = stack.pop()
+                if not done[step]:
+                    done[step] = True
+                    delayed.append(step)
+        return delayed + [i for i in order if not done[i]]
 
     def _waiting(self) -> list[int]:
         """Return for each step how many must run before it."""

@@ -85,9 +85,21 @@ class Node:
         location: ``file:line`` of the user's code that it comes from; may be empty.
         scope: path of the module that applied it, such as ``encoder.layers.0``; may be empty.
         is_backward: whether the backward pass applied it.
+        recomputation: number of the recomputation that it is part of, 0 for none: what computes a
+            value again to save memory must neither be shared with what computed it first nor run
+            along with it.
     """
 
-    __slots__ = ("attrs", "inputs", "is_backward", "location", "op", "results", "scope")
+    __slots__ = (
+        "attrs",
+        "inputs",
+        "is_backward",
+        "location",
+        "op",
+        "recomputation",
+        "results",
+        "scope",
+    )
 
     def __init__(
         self,
@@ -98,6 +110,7 @@ class Node:
         location: str = "",
         scope: str = "",
         is_backward: bool = False,
+        recomputation: int = 0,
     ) -> None:
         self.op = op
         self.inputs = tuple(inputs)
@@ -106,6 +119,7 @@ class Node:
         self.location = location
         self.scope = scope
         self.is_backward = is_backward
+        self.recomputation = recomputation
 
     @property
     def result(self) -> Value:
@@ -116,7 +130,7 @@ class Node:
     def take_place(self, other: Node) -> None:
         """Take over where in the user's program ``other`` comes from, which this node replaces."""
         self.location, self.scope = other.location, other.scope
-        self.is_backward = other.is_backward
+        self.is_backward, self.recomputation = other.is_backward, other.recomputation
 
     def graphs(self) -> Iterator[tuple[str, Graph]]:
         """Yield the graphs among the attributes, each with its name: ``body``, ``branches_1``."""
@@ -251,6 +265,7 @@ def keep(node: Node, inputs: tuple[Value, ...], is_new: bool = False) -> Node:
         node.location,
         node.scope,
         node.is_backward,
+        node.recomputation,
     )
 
 

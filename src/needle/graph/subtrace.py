@@ -46,7 +46,7 @@ class SubTrace(Trace):
 
     def __init__(self, name: str, around: Trace) -> None:
         super().__init__(name, around)
-        self.place, self.scope = around.place, around.scope
+        self.like, self.scope = around.like, around.scope
         self.watched, self.labels, self.reads = around.watched, around.labels, around.reads
         self._roots, self._stack, self._paths = around._roots, around._stack, around._paths
         around.parts.append(self)

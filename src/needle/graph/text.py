@@ -123,7 +123,8 @@ def _node_lines(node: Node, names: Names, indent: str) -> Iterator[tuple[str, st
         for line in graph_text(graph, indent, name).split("\n"):
             yield line, ""
     location = node.location.rpartition("/")[2]
-    parts = (location, node.scope, "backward" if node.is_backward else "")
+    part = "recomputed" if node.recomputation else "backward" if node.is_backward else ""
+    parts = (location, node.scope, part)
     yield indent + node_text(node, names), " ".join(part for part in parts if part)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from needle.ops.record import Op
 from needle.ops.samples import Array
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise, wrap
+
+if TYPE_CHECKING:
+    from needle.gradnode import SavedValueHook
 
 
 class Capture:
@@ -144,8 +147,8 @@ class Trace:
         self.is_closed = False
         #: Traces of functions that this one runs as parts, such as bodies of loops.
         self.parts: list[Trace] = []
-        #: Location and scope to give to all nodes, instead of looking for them.
-        self.place: tuple[str, str, bool] | None = None
+        #: A node whose place in the user's program new nodes take, instead of looking for theirs.
+        self.like: Node | None = None
         self.grads: dict[int, GradSlot] = {}
         #: Tensors that stand for the arguments, by id.
         self.arguments: dict[int, Tensor] = {}
@@ -161,6 +164,7 @@ class Trace:
         self._stack: list[Any] = []
         self._paths: dict[int, str] = {}
         self._origins: dict[int, tuple[str, str]] = {}
+        self._recomputations: list[SavedValueHook] = []
         #: Tensors from outside that were written to, with what they were before.
         self._touched: dict[int, tuple[Tensor, dict[str, Any], list[int] | None]] = {}
 
@@ -196,9 +200,13 @@ class Trace:
                     "which a meta tensor has not", "which a traced tensor has not"
                 )
             ) from None
-        location, scope, is_backward = self.place or self._place()
         several = not isinstance(specs, Spec)
-        node = Node(op, inputs, attrs, specs if several else (specs,), location, scope, is_backward)
+        node = Node(op, inputs, attrs, specs if several else (specs,))
+        if self.like is None:
+            node.location, node.scope, node.is_backward = self._place()
+            node.recomputation = self._recomputation()
+        else:
+            node.take_place(self.like)
         self.nodes.append(node)
         return node, several
 
@@ -211,6 +219,15 @@ class Trace:
             return user_line(), self.scope, False
         location, scope = self._origins.get(self.origin, ("", ""))
         return location or user_line(), scope, True
+
+    def _recomputation(self) -> int:
+        """Return the number of the recomputation that runs, counted in this trace; 0 for none."""
+        hook = modes.state.saved_value_hook
+        if hook is None or not hook.recomputes:
+            return 0
+        if hook not in self._recomputations:
+            self._recomputations.append(hook)
+        return self._recomputations.index(hook) + 1
 
     def rewrite(
         self, function: Callable[..., Tensor], values: Sequence[Value], attrs: Mapping[str, Any]
@@ -528,7 +545,7 @@ def expand(
         ('add', 'multiply')
     """
     trace = Trace(like.op.name, modes.state.trace)
-    trace.place = like.location, like.scope, like.is_backward
+    trace.like = like
     with trace, no_grad(), autocast(enabled=False):
         result = function(*[wrap(Cell(trace, v)) for v in inputs], **attrs)
         tensors = result if isinstance(result, tuple) else (result,)

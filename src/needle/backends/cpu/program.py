@@ -216,7 +216,7 @@ def _scheduled(graph: Graph, groups: list[Group], needs: dict[Group, set[Group]]
     for g in groups:
         own = dict.fromkeys(g.defines())
         reads = dict.fromkeys(v for p in g.pieces for v, _ in p.reads if v not in own)
-        steps.append(Step(tuple(reads), tuple(own)))
+        steps.append(Step(tuple(reads), tuple(own), is_late=g.recomputation > 0))
         read.update(reads)
     outputs = set(graph.outputs)
     sizes: dict[Hashable, int] = {

@@ -2,7 +2,7 @@
 
 All ops are functions of their inputs and attributes alone, random ones too: they take the state of
 a generator and return the next. So two nodes of one op over the same values with the same
-attributes are one.
+attributes are one, unless one of them computes again what would take memory to keep.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def share(graph: Graph) -> Graph:
         ids = [id(v) for v in inputs]
         if node.op.commutes:
             ids.sort()
-        key = (id(node.op), tuple(ids), frozen(node.attrs))
+        key = (id(node.op), tuple(ids), frozen(node.attrs), node.recomputation)
         if key not in seen:
             seen[key] = keep(node, inputs).results
         return seen[key]
