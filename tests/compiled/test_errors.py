@@ -298,6 +298,22 @@ def test_anomalies_are_looked_for_eagerly() -> None:
         f.function(x)
 
 
+def test_anomalies_are_not_looked_for_inside() -> None:
+    def careful(x: Any) -> Any:
+        with ndl.detect_anomaly():
+            return x / 0.0
+
+    @ndl.set_detect_anomaly(True)
+    def decorated(x: Any) -> Any:
+        return x / 0.0
+
+    for function in (careful, decorated):
+        with pytest.raises(TraceError, match="without compile"):
+            ndl.compile(function)(ndl.ones(2))
+        with pytest.raises(AnomalyError):
+            function(ndl.ones(2))
+
+
 def test_errors_of_ops_keep_their_kind() -> None:
     with pytest.raises(ndl.errors.ShapeError, match="do not broadcast"):
         ndl.compile(lambda x: x + ndl.ones(3))(X)

@@ -19,8 +19,9 @@ from needle.config import modes
 from needle.devices import META
 from needle.errors import ArgumentError, ArgumentTypeError, TraceError
 from needle.graph.ir import Graph
-from needle.graph.trace import anomaly_error, argument_names, function_name, trace_call
+from needle.graph.trace import argument_names, function_name, trace_call
 from needle.graph.traced import Traced, is_array
+from needle.graph.tracing import anomaly_error
 from needle.tensor import Tensor
 
 if TYPE_CHECKING:

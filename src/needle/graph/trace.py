@@ -10,12 +10,11 @@ from typing import Any
 from needle import tree
 from needle.arrays import to_array
 from needle.config import modes
-from needle.errors import TraceError
 from needle.graph.finish import End
 from needle.graph.ir import Value
 from needle.graph.surroundings import Reference, is_plain, references_of
 from needle.graph.traced import Traced, is_array
-from needle.graph.tracing import Restart, Trace, Watched
+from needle.graph.tracing import Restart, Trace, Watched, anomaly_error
 from needle.shapes import Spec
 from needle.tensor import Tensor
 
@@ -74,14 +73,6 @@ def trace_call(
             return _trace(function, args, kwargs, keep_grads, differentiable, is_second)
         except Restart as restart:  # noqa: PERF203 - once, if at all
             is_second = is_second or restart.has_effects
-
-
-def anomaly_error() -> TraceError:
-    """Return the error for tracing a function, or running it, while anomalies are looked for."""
-    return TraceError(
-        "anomalies are looked for in values, which a traced function does not have; call "
-        "the function itself, without compile, inside of detect_anomaly"
-    )
 
 
 def _trace(

@@ -122,6 +122,14 @@ class Restart(Exception):
         self.has_effects = has_effects
 
 
+def anomaly_error() -> TraceError:
+    """Return the error for tracing a function, or running it, while anomalies are looked for."""
+    return TraceError(
+        "anomalies are looked for in values, which a traced function does not have; call "
+        "the function itself, without compile, inside of detect_anomaly"
+    )
+
+
 class Trace:
     """The record of one run of a function on traced tensors.
 
@@ -172,6 +180,8 @@ class Trace:
 
     def apply(self, op: Op, inputs: tuple[Tensor, ...], attrs: dict[str, Any]) -> Any:
         """Record ``op``; the result is a traced tensor, or a tuple of them."""
+        if modes.state.anomaly:  # switched on inside of the function
+            raise anomaly_error()
         cells = [self.cell_of(t) for t in inputs]
         node, is_tuple = self.append(op, [c.read() for c in cells], attrs)
         made = [Cell(self, value) for value in node.results]
