@@ -1,5 +1,5 @@
-"""Every model of `needle.models`: compiled training is eager training, threads change nothing, and the
-answer for an example does not depend on the batch that it is in."""
+"""Every model of `needle.models`: compiled training is eager training, threads change nothing, and
+the answer for an example does not depend on the batch that it is in."""
 
 from __future__ import annotations
 
