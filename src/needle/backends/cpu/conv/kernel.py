@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from needle.backends.cpu.conv.channel_sums import (
+    ChannelSums,
+    ChannelSumsPlan,
+    plan_channel_sums,
+)
 from needle.backends.cpu.conv.channels import (
     ChannelPlan,
     Channels,
@@ -42,7 +47,7 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: DensePlan | ChannelPlan | WeightPlan
+    detail: DensePlan | ChannelPlan | WeightPlan | ChannelSumsPlan
     tasks: int
     workspace: int
 
@@ -100,15 +105,18 @@ class ConvKernel:
 def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
     lanes = target.lanes(spec.dtype)
+    size = spec.dtype.itemsize
+    if is_by_channel(spec, target) and spec.form == "weight_grad":
+        sums = plan_channel_sums(spec, target, threads)
+        return ConvPlan(spec, sums, sums.tasks, sums.workspace(spec, lanes) * size)
     if spec.form == "weight_grad":
         weights = plan_weight_grad(spec, target, threads)
         return ConvPlan(spec, weights, weights.tasks, weights.workspace(spec, lanes))
     if is_by_channel(spec, target):
         channels = plan_channels(spec, target, threads)
-        size = channels.workspace(lanes) * spec.dtype.itemsize
-        return ConvPlan(spec, channels, channels.tasks, size)
+        return ConvPlan(spec, channels, channels.tasks, channels.workspace(lanes) * size)
     detail = plan_dense(spec, target, threads)
-    return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, spec.dtype.itemsize))
+    return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, size))
 
 
 def emit_conv(
@@ -137,6 +145,8 @@ def emit_conv(
         pass  # nothing to compute
     elif isinstance(plan.detail, WeightPlan):
         WeightGrad(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, ChannelSumsPlan):
+        ChannelSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelPlan):
         Channels(f, spec, plan.detail).emit()
     else:

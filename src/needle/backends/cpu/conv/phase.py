@@ -125,9 +125,10 @@ class Correlations:
 
 
 def correlations(spec: ConvSpec) -> Correlations:
-    """Return the correlations of a forward convolution or of a gradient by the input."""
+    """Return the correlations of a forward convolution or of a gradient by the input; of a gradient
+    by the weight, the forward convolution's."""
     down, across = spec.sweeps
-    if spec.form == "forward":
+    if spec.form != "input_grad":
         rows, columns = [_whole(down)], [_whole(across)]
         source, result = spec.x_shape, spec.y_shape
     else:

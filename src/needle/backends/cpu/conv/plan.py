@@ -18,8 +18,13 @@ from needle.backends.cpu.target import Target
 
 #: Bytes of images that are copied, and used, together: they stay in the L2 cache beside weights.
 BLOCK_BYTES = 384 << 10
+#: Bytes up to which a block has more rows, if what neighbouring blocks share is much of it.
+MOST_BYTES = 1280 << 10
+#: Bytes of the images of a block, if their weights come from the L3 cache: few weights for each
+#: element that is read, which may come from there, too.
+IMAGES_BYTES = 2560 << 10
 #: Pixels of a block from which weights that come from the L3 cache cost little.
-BLOCK_PIXELS = 256
+BLOCK_PIXELS = 512
 #: Bytes of weights that stay in the L2 cache from block to block.
 RESIDENT_BYTES = 384 << 10
 #: Pixels of a task from which weights are copied into panels: copying an element costs about half
@@ -27,6 +32,8 @@ RESIDENT_BYTES = 384 << 10
 PACKED_FROM_PIXELS = 160
 #: Cycles to copy an element: of a weight, and of an image.
 PACK_CYCLES, COPY_CYCLES = 0.4, 0.25
+#: Cycles that an element of an image and a vector of weights take besides, for each product.
+A_CYCLES, B_CYCLES = 0.05, 0.2
 #: Sums of most tiles: LLVM takes longer for larger ones, which are hardly faster.
 MOST_ROWS = 28
 
@@ -129,13 +136,17 @@ def _choose_block(work: Correlations, itemsize: int, threads: int) -> tuple[int,
     """Return how many images make a block, and how many rows of results."""
     n, extent = work.source[0], max(work.down.extent, 1)
     row_bytes = work.across.length(work.across.extent) * work.source[3] * itemsize
-    bands = 1
-    fitting = max(1, (BLOCK_BYTES // max(row_bytes, 1) - work.down.span) // work.down.stride + 1)
+    shared = work.down.span - work.down.stride
+    for room in (BLOCK_BYTES, 2 * BLOCK_BYTES, MOST_BYTES):
+        fitting = (room // max(row_bytes, 1) - work.down.span) // work.down.stride + 1
+        if fitting * work.down.stride >= 3 * shared:
+            break
+    fitting = max(1, fitting)
     bands = max(1, -(-extent // fitting))
     parallel = threads > 1 and work.products >= PARALLEL_FROM
     if parallel and n * bands < 8 * threads:
         # Few images are shared out by their rows, as far as copying what rows share is little.
-        most = max(bands, extent // max(2 * (work.down.span - work.down.stride), 4))
+        most = max(bands, extent // max(2 * shared, 4))
         even = [b for b in range(bands, most + 1) if n * b % threads == 0]
         bands = even[0] if even else bands
     if bands > 1:
@@ -145,7 +156,7 @@ def _choose_block(work: Correlations, itemsize: int, threads: int) -> tuple[int,
     pixels = max(work.down.extent * work.across.extent, 1)
     wanted = 1 if weights <= RESIDENT_BYTES else -(-BLOCK_PIXELS // pixels)
     image_bytes = max(work.down.length(extent) * row_bytes, 1)
-    images = max(1, min(wanted, 2 * BLOCK_BYTES // image_bytes, n))
+    images = max(1, min(wanted, IMAGES_BYTES // image_bytes, n))
     # Blocks of few pixels would be called more often than they are worth.
     images = max(images, min(n, -(-64 // pixels)))
     if parallel:
@@ -250,5 +261,5 @@ def tile_cycles(rows: int, vectors: int, products: int) -> float:
     the last of its sum; and weights, in part from the L2 cache. For each tile: the call, stores.
     """
     sums = rows * vectors
-    each = max(sums / 2, (rows + vectors) / 2, 4.0) + 0.05 * rows + 0.2 * vectors
+    each = max(sums / 2, (rows + vectors) / 2, 4.0) + A_CYCLES * rows + B_CYCLES * vectors
     return products * each + 20 + sums

@@ -152,22 +152,17 @@ class _Emitter:
     def _level(self, depth: int, a: str, b: str, sums: Sequence[Operand]) -> list[Operand]:
         """Emit the loops from a level on."""
         f, tile = self.f, self.tile
-        if depth == len(tile.levels):
-            return self._step(a, b, sums)
         level = tile.levels[depth]
         count: Index = f.argument("turns") if level.turns is None else level.turns
-        unroll = 1
-        if depth == len(tile.levels) - 1 and level.turns is not None:
-            unroll = max(1, min(8, UNROLLED // max(1, len(sums)), level.turns))
+        is_last = depth == len(tile.levels) - 1
+        unroll = self._unroll(level) if is_last and level.turns is not None else 1
 
         def turns(number: int, i: Index, sums: list[Operand]) -> list[Operand]:
             at_a = f.pointer(a, f.mul_index(i, level.a), tile.dtype)
             at_b = f.pointer(b, f.mul_index(i, level.b), tile.dtype)
-            for u in range(number):
-                here_a = f.pointer(at_a, u * level.a, tile.dtype)
-                here_b = f.pointer(at_b, u * level.b, tile.dtype)
-                sums = self._level(depth + 1, here_a, here_b, sums)
-            return sums
+            if is_last:
+                return self._steps(number, at_a, at_b, sums)
+            return self._level(depth + 1, at_a, at_b, sums)
 
         whole = f.sub_index(count, f.mod_index(count, unroll))
         result = f.loop(0, whole, unroll, sums, lambda i, s: turns(unroll, i, s))
@@ -175,21 +170,48 @@ class _Emitter:
             result = turns(count - whole, whole, result)
         return result
 
-    def _step(self, a: str, b: str, sums: Sequence[Operand]) -> list[Operand]:
-        """Emit the products of the tile's elements with one row of B."""
+    def _unroll(self, level: Level) -> int:
+        """Return how many steps are taken in a turn of the innermost loop."""
+        tile, vectors = self.tile, len(self.tile.widths)
+        assert level.turns is not None
+        steps = max(1, min(8, UNROLLED // (len(tile.a) * vectors), level.turns))
+        if steps > 1 and self._shares(level, 2):
+            # Their rows of B are all in registers, so that what is shared is loaded once.
+            free = self.f.target.registers - len(tile.a) * vectors - 2
+            steps = max(1, min(8, free // vectors, level.turns))
+        return steps
+
+    def _shares(self, level: Level, steps: int) -> bool:
+        """Whether elements of A are used in several steps."""
+        places = {offset + u * level.a for offset in self.tile.a for u in range(steps)}
+        return len(places) < steps * len(self.tile.a)
+
+    def _steps(self, steps: int, a: str, b: str, sums: Sequence[Operand]) -> list[Operand]:
+        """Emit the products of several steps: of each element of A all, while it is there."""
         f, tile = self.f, self.tile
-        row = [
-            f.load(b, column, tile.dtype, width, mask)
-            for column, width, mask in zip(
-                self.finish.columns, tile.widths, self.masks, strict=True
-            )
+        level, vectors = tile.levels[-1], len(tile.widths)
+        places = [
+            (offset + u * level.a, u, i) for u in range(steps) for i, offset in enumerate(tile.a)
         ]
-        result = []
-        for i, offset in enumerate(tile.a):
-            element = f.load(a, offset, tile.dtype)
-            splats: dict[int, Operand] = {}
+        if level.a > 0 and self._shares(level, steps):
+            places.sort()
+        rows: dict[int, list[Operand]] = {}
+        result, seen = list(sums), None
+        for place, u, i in places:
+            if u not in rows:
+                start = f.pointer(b, u * level.b, tile.dtype)
+                rows[u] = [
+                    f.load(start, column, tile.dtype, width, mask)
+                    for column, width, mask in zip(
+                        self.finish.columns, tile.widths, self.masks, strict=True
+                    )
+                ]
+            if place != seen:
+                seen, element = place, f.load(a, place, tile.dtype)
+                splats: dict[int, Operand] = {}
             for j, width in enumerate(tile.widths):
                 if width not in splats:
                     splats[width] = f.splat(element, width)
-                result.append(f.fma(splats[width], row[j], sums[i * len(row) + j]))
+                at = i * vectors + j
+                result[at] = f.fma(splats[width], rows[u][j], result[at])
         return result

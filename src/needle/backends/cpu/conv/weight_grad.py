@@ -8,16 +8,27 @@ the blocks; until the last they wait in the workspace.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from needle.backends.cpu.conv.copying import PaddedCopy
 from needle.backends.cpu.conv.dense import each_part
 from needle.backends.cpu.conv.finish import Box
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.tile import Level, Tile, nest
-from needle.backends.cpu.conv.weight_plan import WeightPlan
+from needle.backends.cpu.conv.weight_plan import Summed, WeightPlan
+from needle.backends.cpu.gemm import packing
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import max_index, tile_columns
 from needle.backends.cpu.llvm import Function, Index, Operand
+
+
+class Part(NamedTuple):
+    """A part of the input channels of a group: its number, first channel, and how many."""
+
+    number: Index
+    start: Index
+    size: int
 
 
 class WeightGrad:
@@ -31,7 +42,9 @@ class WeightGrad:
         self.lanes = f.target.lanes(spec.dtype)
         self.masks = uses_masks(f.target, spec.dtype)
         self.outs = spec.out_channels // spec.groups
-        self.partial = f.pointer("%workspace", plan.copy_elements(), spec.dtype)
+        self.partial = f.pointer("%workspace", plan.copy_elements(spec), spec.dtype)
+        packed = plan.copy_elements(spec) + plan.partial_elements(spec, self.lanes)
+        self.packed = f.pointer("%workspace", packed, spec.dtype)
         self.resumes = not plan.is_one_block(spec)
         # The task: which panels or groups, parts of the input channels, rows of the kernel.
         self.panels: tuple[Index, Index] = (0, 0)
@@ -85,54 +98,45 @@ class WeightGrad:
             def some_bands(b: Index, _: list[Operand]) -> None:
                 self.copied = f.mul_index(b, blocks.rows)
                 last = f.min_index(f.add_index(b, plan.bands), bands)
-                self._each_part(b, last)
+                self._groups(b, last)
 
             f.loop(0, bands, plan.bands, [], some_bands)
 
         f.loop(0, images, blocks.images, [], some_images)
 
-    def _each_part(self, first_band: Index, last_band: Index) -> None:
-        """Emit the loops over groups and parts of the input channels: copy, then block by block."""
+    def _groups(self, first_band: Index, last_band: Index) -> None:
+        """Emit the loop over groups: copy, then block by block."""
         f, plan, spec = self.f, self.plan, self.spec
 
         def group(g: Index, _: list[Operand]) -> None:
-            done = taken = 0
-            for size, count in split(spec.depth, plan.channels):
+            if plan.copies:
+                self._parts(lambda part: self._copy(g, part))
 
-                def part(
-                    p: Index, _: list[Operand], size: int = size, at: int = done, no: int = taken
-                ) -> None:
-                    start = f.add_index(at, f.mul_index(f.sub_index(p, no), size))
-                    channel = f.add_index(f.mul_index(g, spec.depth), start)
-                    if plan.copies:
-                        self._copy(channel, size)
+            def band(b: Index, _: list[Operand]) -> None:
+                self.row = f.mul_index(b, plan.blocks.rows)
+                if self.resumes:
+                    ends = first_and_last(f, plan.blocks, spec.images, self.image, b)
+                    self.is_first, self.is_last = ends
+                self._block(g)
 
-                    def band(b: Index, _: list[Operand]) -> None:
-                        self.row = f.mul_index(b, plan.blocks.rows)
-                        self._set_ends(b)
-                        self._block(g, p, start, size)
-
-                    f.loop(first_band, last_band, 1, [], band)
-
-                low = max_index(f, self.parts[0], taken)
-                f.loop(low, f.min_index(self.parts[1], taken + count), 1, [], part)
-                done, taken = done + size * count, taken + count
+            f.loop(first_band, last_band, 1, [], band)
 
         f.loop(*self.groups, 1, [], group)
 
-    def _set_ends(self, band: Index) -> None:
-        """Emit whether a block is the first, and the last, of all."""
-        f, plan = self.f, self.plan
-        if not self.resumes:
-            return
-        bands = plan.blocks.bands
-        following = f.operand(f.add_index(self.image, plan.blocks.images))
-        is_last = f.compare("sge", following, f.operand(self.spec.images))
-        ends = f.compare("eq", f.operand(band), f.operand(max(bands - 1, 0)))
-        starts = f.compare("eq", f.operand(band), f.operand(0))
-        is_first = f.compare("eq", f.operand(self.image), f.operand(0))
-        self.is_last = f.binary("and", is_last, ends)
-        self.is_first = f.binary("and", is_first, starts)
+    def _parts(self, visit: Callable[[Part], None]) -> None:
+        """Emit the loops over the task's parts of the input channels of a group."""
+        f = self.f
+        done = taken = 0
+        for size, count in split(self.spec.depth, self.plan.channels):
+
+            def part(
+                p: Index, _: list[Operand], size: int = size, at: int = done, no: int = taken
+            ) -> None:
+                visit(Part(p, f.add_index(at, f.mul_index(f.sub_index(p, no), size)), size))
+
+            low = max_index(f, self.parts[0], taken)
+            f.loop(low, f.min_index(self.parts[1], taken + count), 1, [], part)
+            done, taken = done + size * count, taken + count
 
     # Images
 
@@ -141,18 +145,26 @@ class WeightGrad:
         f = self.f
         return f.min_index(self.plan.blocks.images, f.sub_index(self.spec.images, self.image))
 
-    def _copy(self, channel: Index, size: int) -> None:
+    def _copy(self, group: Index, part: Part) -> None:
         f, plan, spec = self.f, self.plan, self.spec
-        copy = PaddedCopy(spec.x_shape, plan.across, size, self.dtype, spec.prologue)
+        channel = f.add_index(f.mul_index(group, spec.depth), part.start)
+        copy = PaddedCopy(spec.x_shape, plan.across, part.size, self.dtype, spec.prologue)
         top = f.add_index(f.mul_index(self.copied, plan.down.stride), plan.down.low)
         rows = plan.down.length(plan.copied_rows)
-        pitch = self._pitch(size)[0]
+        pitch = self._pitch(part.size)[0]
+        start = self._copied(part)
 
         def image(i: Index, _: list[Operand]) -> None:
-            to = f.pointer("%workspace", f.mul_index(i, pitch), self.dtype)
+            to = f.pointer(start, f.mul_index(i, pitch), self.dtype)
             copy.call(f, to, f.add_index(self.image, i), top, rows, channel)
 
         f.loop(0, self._images(), 1, [], image)
+
+    def _copied(self, part: Part) -> str:
+        """Return where the copy of a part stands."""
+        number = self.f.sub_index(part.number, self.parts[0])
+        offset = self.f.mul_index(number, self.plan.part_elements())
+        return self.f.pointer("%workspace", offset, self.dtype)
 
     def _pitch(self, size: int) -> tuple[int, int, int]:
         """Return the elements of what is read: from one image to the next, one row, one pixel."""
@@ -165,11 +177,10 @@ class WeightGrad:
 
     # Tiles
 
-    def _block(self, group: Index, part: Index, start: Index, size: int) -> None:
+    def _block(self, group: Index) -> None:
         """Emit the tiles of a block, panel by panel."""
         f, plan, spec = self.f, self.plan, self.spec
         columns = tile_columns(f, self.outs, self.lanes, plan.shape.vectors, self.masks)
-        levels, turns = self._levels(size)
         pixel = f.mul_index(self.image, spec.counts[0])
         pixel = f.mul_index(f.add_index(pixel, self.row), spec.counts[1])
 
@@ -178,37 +189,69 @@ class WeightGrad:
             channel = f.add_index(f.mul_index(group, self.outs), column)
             place = f.add_index(f.mul_index(pixel, spec.out_channels), channel)
             g = f.pointer("%weight", place, self.dtype)
-            kept = self._partial_panel(group, p, part, size)
-
-            def tiles(i: Index, rows: int, j: Index, across: int) -> None:
-                done = 0
-                for channels, count in split(size, plan.shape.columns):
-                    box = Box((rows, across, channels))
-                    tile = self._tile(box, size, widths, tail, levels)
-
-                    def along(d: Index, _: list[Operand], tile: Tile = tile) -> None:
-                        self._call(tile, (i, j, d), (start, channel, size), (g, kept), turns)
-
-                    f.loop(done, done + count * channels, channels, [], along)
-                    done += count * channels
-
-            def kernel_row(i: Index, rows: int) -> None:
-                every = (0, spec.kernel[1])
-                each_part(
-                    f, every, plan.shape.rows, spec.kernel[1], lambda j, n: tiles(i, rows, j, n)
-                )
-
-            each_part(f, self.rows, plan.shape.images, spec.kernel[0], kernel_row)
+            step = spec.out_channels
+            if plan.packs:
+                step = sum(w or 1 for w in widths)
+                existing = step - widths[-1] + tail if tail else step
+                source, to = (g, self.dtype, spec.out_channels), (self.packed, self.dtype, step)
+                packing.copy_rows(f, source, to, self._pixels(), existing)
+                g = self.packed
+            at = (group, p, channel)
+            self._parts(lambda part: self._tiles(part, at, (widths, tail), (g, step)))
 
         columns.each(*self.panels, panel)
 
-    def _levels(self, size: int) -> tuple[tuple[Level, ...], Index]:
-        """Return the loops over the pixels of a block, and how often the outermost runs, if that is
-        not the same for all blocks."""
+    def _tiles(
+        self,
+        part: Part,
+        at: tuple[Index, Index, Index],
+        vectors: tuple[tuple[int, ...], int],
+        cotangent: tuple[str, int],
+    ) -> None:
+        """Emit the tiles of a panel and a part of the input channels.
+
+        Args:
+            part: the part.
+            at: the group; the panel; its first channel.
+            vectors: widths and tail.
+            cotangent: where it is, and elements from one pixel to the next.
+        """
+        f, plan, spec = self.f, self.plan, self.spec
+        group, panel, channel = at
+        g, step = cotangent
+        levels, turns = self._levels(part.size, step)
+        kept = self._partial_panel(group, panel, part)
+
+        def tiles(i: Index, rows: int, j: Index, across: int) -> None:
+            done = 0
+            for channels, count in split(part.size, plan.shape.columns):
+                box = Box((rows, across, channels))
+                tile = self._tile(box, part.size, vectors, levels)
+
+                def along(d: Index, _: list[Operand], tile: Tile = tile) -> None:
+                    self._call(tile, (i, j, d), (group, part, channel), (g, kept), turns)
+
+                f.loop(done, done + count * channels, channels, [], along)
+                done += count * channels
+
+        def kernel_row(i: Index, rows: int) -> None:
+            every = (0, spec.kernel[1])
+            each_part(f, every, plan.shape.rows, spec.kernel[1], lambda j, n: tiles(i, rows, j, n))
+
+        each_part(f, self.rows, plan.shape.images, spec.kernel[0], kernel_row)
+
+    def _pixels(self) -> Index:
+        """Return the number of pixels of the block."""
+        f, counts = self.f, self.spec.counts
+        rows = f.min_index(self.plan.blocks.rows, f.sub_index(counts[0], self.row))
+        return f.mul_index(f.mul_index(self._images(), rows), counts[1])
+
+    def _levels(self, size: int, step: int) -> tuple[tuple[Level, ...], Index]:
+        """Return the loops over the pixels of a block, which lie ``step`` elements apart in the
+        cotangent, and how often the outermost runs, if that is not the same for all blocks."""
         f, plan, spec = self.f, self.plan, self.spec
         image, row, pixel = self._pitch(size)
         rows, columns = spec.counts
-        step = spec.out_channels
         inner = [(columns, plan.across.stride * pixel)]
         pitch, most = plan.down.stride * row, plan.blocks.rows
         count = f.min_index(most, f.sub_index(rows, self.row))
@@ -227,7 +270,11 @@ class WeightGrad:
         return (outer, first, *others), count
 
     def _tile(
-        self, box: Box, size: int, widths: tuple[int, ...], tail: int, levels: tuple[Level, ...]
+        self,
+        box: Box,
+        size: int,
+        vectors: tuple[tuple[int, ...], int],
+        levels: tuple[Level, ...],
     ) -> Tile:
         spec = self.spec
         _, row, pixel = self._pitch(size)
@@ -239,8 +286,7 @@ class WeightGrad:
             box,
             box.offsets((down * row, across * pixel, 1)),
             out,
-            widths,
-            tail,
+            *vectors,
             levels,
             self.dtype,
             self.resumes,
@@ -253,7 +299,7 @@ class WeightGrad:
         tap = self.spec.depth * self.spec.out_channels
         return self.spec.kernel[1] * tap, tap, self.spec.out_channels
 
-    def _partial_panel(self, group: Index, panel: Index, part: Index, size: int) -> str:
+    def _partial_panel(self, group: Index, panel: Index, part: Part) -> str:
         """Return where sums of the blocks so far stand, for a panel and a part of the channels."""
         f, plan, spec = self.f, self.plan, self.spec
         if not self.resumes:
@@ -261,7 +307,7 @@ class WeightGrad:
         _, panels, parts, rows = plan.shares(spec, self.lanes)
         slot = f.mul_index(f.sub_index(group, self.groups[0]), panels)
         slot = f.add_index(slot, f.sub_index(panel, self.panels[0]))
-        slot = f.add_index(f.mul_index(slot, parts), f.sub_index(part, self.parts[0]))
+        slot = f.add_index(f.mul_index(slot, parts), f.sub_index(part.number, self.parts[0]))
         elements = plan.channels * rows * spec.kernel[1] * plan.shape.vectors * self.lanes
         return f.pointer(self.partial, f.mul_index(slot, elements), self.dtype)
 
@@ -269,7 +315,7 @@ class WeightGrad:
         self,
         tile: Tile,
         at: tuple[Index, Index, Index],
-        channels: tuple[Index, Index, int],
+        channels: tuple[Index, Part, Index],
         pointers: tuple[str, str],
         turns: Index,
     ) -> None:
@@ -278,15 +324,15 @@ class WeightGrad:
         Args:
             tile: its shape.
             at: its first row and column of the kernel, and channel of the part.
-            channels: the part's first, within its group; the panel's first; how many the part has.
+            channels: the group; the part of its input channels; the panel's first channel.
             pointers: the cotangent; the panel's sums of the blocks so far.
             turns: of the outermost loop.
         """
         f, plan, spec = self.f, self.plan, self.spec
         i, j, d = at
-        start, channel, size = channels
-        pitch = self._pitch(size)
-        source = "%workspace"
+        group, part, channel = channels
+        pitch = self._pitch(part.size)
+        source = self._copied(part)
         first = f.mul_index(f.sub_index(self.row, self.copied), plan.down.stride)
         places: list[Index] = [0, first, 0]
         offset = d
@@ -294,14 +340,14 @@ class WeightGrad:
             source = "%image"
             first = f.add_index(f.mul_index(self.row, plan.down.stride), plan.down.low)
             places = [self.image, first, plan.across.low]
-            group = f.mul_index(f.floordiv_index(channel, self.outs), spec.depth)
-            offset = f.add_index(f.add_index(group, start), d)
+            first_channel = f.add_index(f.mul_index(group, spec.depth), part.start)
+            offset = f.add_index(first_channel, d)
         places[1] = f.add_index(places[1], f.mul_index(i, spec.dilation[0]))
         places[2] = f.add_index(places[2], f.mul_index(j, spec.dilation[1]))
         for place, step in zip(places, pitch, strict=True):
             offset = f.add_index(offset, f.mul_index(place, step))
         row = f.mul_index(f.sub_index(i, self.rows[0]), spec.kernel[1])
-        row = f.add_index(f.mul_index(f.add_index(row, j), size), d)
+        row = f.add_index(f.mul_index(f.add_index(row, j), part.size), d)
         within = f.mul_index(row, sum(w or 1 for w in tile.widths))
         given = {
             "a": f.pointer(source, offset, self.dtype),
@@ -313,7 +359,7 @@ class WeightGrad:
         values: dict[str, Index] = {
             "image": i,
             "row": j,
-            "column": f.add_index(start, d),
+            "column": f.add_index(part.start, d),
             "channel": channel,
             "first": self.is_first,
             "last": self.is_last,
@@ -325,3 +371,15 @@ class WeightGrad:
                 offset = f.add_index(offset, f.mul_index(values[name], step))
             given["out"] = f.pointer("%out", offset, self.dtype)
         tile.call(f, given, **values)
+
+
+def first_and_last(
+    f: Function, blocks: Summed, images: int, image: Index, band: Index
+) -> tuple[Operand, Operand]:
+    """Return whether a block, given its first image and its band, is the first and the last."""
+    following = f.operand(f.add_index(image, blocks.images))
+    is_last = f.compare("sge", following, f.operand(images))
+    ends = f.compare("eq", f.operand(band), f.operand(max(blocks.bands - 1, 0)))
+    is_first = f.compare("eq", f.operand(image), f.operand(0))
+    starts = f.compare("eq", f.operand(band), f.operand(0))
+    return f.binary("and", is_first, starts), f.binary("and", is_last, ends)

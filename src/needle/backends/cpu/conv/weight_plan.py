@@ -18,8 +18,15 @@ from needle.backends.cpu.target import Target
 #: Pixels that are summed in one chain, about. What is read of them stays in the caches near the
 #: core, and errors of rounding grow more slowly than in one chain over all.
 PIXELS = 256
-#: Input channels that are copied, and used, together.
-CHANNELS = 64
+#: Input channels that are copied, and used, together: what a block of pixels sees of them stays in
+#: the L1 cache or near it.
+CHANNELS = 32
+#: Bytes of a pixel of the cotangent from which its panels are copied: at wide strides, lines share
+#: sets of the L1 cache. Copying pays from so many products of an element.
+APART = 1024
+PACKED_FROM = 160
+#: The same of an image, from so many products of an element.
+COPIED_FROM = 256
 #: Fewer channels are not worth a part of their own.
 FEWEST_CHANNELS = 8
 
@@ -67,6 +74,7 @@ class WeightPlan:
         channels: input channels of a group that are used together, at most.
         bands: bands of an image that are copied together.
         copies: whether what is read is copied first, zeros around it.
+        packs: whether a panel of a block of the cotangent is copied first.
         down, across: what is read.
         grid: into how many parts are split: output channels or groups, input channels, and rows of
             the kernel: the tasks.
@@ -78,6 +86,7 @@ class WeightPlan:
     channels: int
     bands: int
     copies: bool
+    packs: bool
     down: Seen
     across: Seen
     grid: tuple[int, int, int]
@@ -93,12 +102,17 @@ class WeightPlan:
         """Rows of the cotangent for which an image is copied at a time."""
         return min(self.bands * self.blocks.rows, self.down.extent)
 
-    def copy_elements(self) -> int:
-        """Return the elements of the copy; whole cache lines."""
+    def part_elements(self) -> int:
+        """Return the elements of the copy of a part of the input channels."""
+        row = self.across.length(self.across.extent) * self.channels
+        return self.blocks.images * self.down.length(self.copied_rows) * row
+
+    def copy_elements(self, spec: ConvSpec) -> int:
+        """Return the elements of a task's copies; whole cache lines."""
         if not self.copies:
             return 0
-        row = self.across.length(self.across.extent) * self.channels
-        total = self.blocks.images * self.down.length(self.copied_rows) * row
+        parts = -(-spec.depth // self.channels)
+        total = -(-parts // self.grid[1]) * self.part_elements()
         return total + -total % 64
 
     def shares(self, spec: ConvSpec, lanes: int) -> tuple[int, int, int, int]:
@@ -122,14 +136,20 @@ class WeightPlan:
         total = math.prod(self.shares(spec, lanes)) * tile
         return total + -total % 64
 
+    def packed_elements(self, spec: ConvSpec, lanes: int) -> int:
+        """Return the elements of a panel of a block of the cotangent; whole cache lines."""
+        pixels = self.blocks.images * self.blocks.rows * spec.counts[1]
+        return pixels * self.shape.vectors * lanes if self.packs else 0
+
     def is_one_block(self, spec: ConvSpec) -> bool:
         """Whether one block has all pixels."""
         return spec.images <= self.blocks.images and self.blocks.bands <= 1
 
     def workspace(self, spec: ConvSpec, lanes: int) -> int:
         """Return the bytes that each task needs to itself."""
-        elements = self.copy_elements() + self.partial_elements(spec, lanes)
-        return elements * spec.dtype.itemsize
+        elements = self.copy_elements(spec) + self.partial_elements(spec, lanes)
+        elements += self.packed_elements(spec, lanes)
+        return (elements + -elements % 64) * spec.dtype.itemsize
 
 
 def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan:
@@ -147,13 +167,17 @@ def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan
     channels = max(spec.depth, 1)
     products = spec.images * math.prod(counts) * kh * kw * spec.depth * spec.out_channels
     wide = threads > 1 and products >= PARALLEL_FROM
-    parts = -(-channels // CHANNELS)
+    # Pixels far apart share sets of the cache, and pages have few of them.
+    is_apart = spec.in_channels * spec.dtype.itemsize >= APART
+    pays = kh * kw * outs >= COPIED_FROM * math.prod(spec.stride)
+    copies = is_padded or spec.prologue is not None or (is_apart and pays)
+    parts = -(-channels // CHANNELS) if copies else 1
     panels = spec.groups if spec.groups > 1 else -(-outs // lanes)
     if wide and panels < 2 * threads:
         parts = max(parts, min(threads, channels // FEWEST_CHANNELS))
     channels = -(-channels // parts)
     shape = choose_shape((kh, kw, channels), outs, max(pixels, 1), lanes, target.registers)
-    row = across.length(across.extent) * channels * spec.dtype.itemsize
+    row = across.length(across.extent) * spec.depth * spec.dtype.itemsize
     fitting = (BLOCK_BYTES // max(row, 1) - down.span) // (down.stride * blocks.rows)
     bands = min(max(1, fitting), blocks.bands)
     plan = WeightPlan(
@@ -161,7 +185,8 @@ def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan
         shape,
         channels,
         bands,
-        is_padded or spec.prologue is not None,
+        copies,
+        kh * kw * spec.depth >= PACKED_FROM and spec.out_channels * spec.dtype.itemsize >= APART,
         down,
         across,
         (1, 1, 1),
