@@ -22,7 +22,8 @@ from needle.tensor import Tensor
 _OPERANDS = (Tensor, np.ndarray, np.generic, bool, int, float, list, tuple)
 
 
-def _method(entry: Entry) -> Callable[..., Any]:
+def method_of(entry: Entry) -> Callable[..., Any]:
+    """Return an op as a method, which takes shapes and axes one by one where its record says so."""
     function = entry.function
     if not entry.unpacks:
         return function
@@ -74,7 +75,7 @@ def attach_methods() -> None:
     for entry in list(REGISTRY.values()):
         for name in (entry.name, *entry.aliases):
             if entry.is_method:
-                attach_method(name, _method(entry))
+                attach_method(name, method_of(entry))
     for dunder, name in OPERATORS.items():
         function: Any = REGISTRY[name].function
         forward, reflected = _binary(function)

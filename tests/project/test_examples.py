@@ -64,13 +64,18 @@ def blocks(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_code_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}  # later blocks go on where earlier ones end
     for code in blocks(page):
-        exec(compile(code, page.name, "exec"), {"__name__": "__main__"})
+        exec(compile(code, page.name, "exec"), names)
 
 
 @pytest.mark.parametrize(
     "code",
-    [blocks(ROOT / "README.md")[0], *blocks(ROOT / "docs" / "CONTROL_FLOW.md")],
+    [
+        blocks(ROOT / "README.md")[0],
+        *blocks(ROOT / "docs" / "CONTROL_FLOW.md"),
+        "".join(blocks(ROOT / "docs" / "STATIC_GRAPHS.md")),
+    ],
     ids=lambda code: str(code.count("\n")),
 )
 def test_printed_values_are_true(code: str, capsys: pytest.CaptureFixture[str]) -> None:

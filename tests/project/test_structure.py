@@ -33,6 +33,7 @@ LAYERS = [
     {"backends"},
     {"compiled"},
     {"", "nn", "optim", "data", "testing"},
+    {"static"},
     {"models"},
     {"train"},
     {"cli"},

@@ -1,0 +1,254 @@
+"""Session: runs what is fetched, compiled once for each pair of fetches and feeds."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from needle import tree
+from needle.arrays import aligned, to_array
+from needle.compiled import Compiled, compile as compile_function
+from needle.creation import asarray
+from needle.errors import ArgumentError, ArgumentTypeError, GraphError, ShapeError
+from needle.ops.samples import Array
+from needle.static.declare import is_placeholder
+from needle.static.evaluation import Evaluation, Plan
+from needle.static.graph import Graph, Operation, get_default_graph
+from needle.static.symbol import Symbol, Variable
+from needle.tensor import Tensor, wrap
+
+#: For how many combinations of shapes one pair of fetches and feeds is compiled.
+BUDGET = 64
+
+
+class Session:
+    """Holds the values of variables, and runs parts of a graph.
+
+    Args:
+        graph: the graph; the default one if not given.
+        compile: False runs op by op, to look for a mistake.
+
+    Example:
+        >>> import needle.static as tf
+        >>> with tf.Graph().as_default():
+        ...     v1 = tf.Variable()
+        ...     v2 = tf.exp(v1)
+        ...     v4 = v2 * (v2 + 1)
+        ...     v5 = tf.cond(v4 > 0.5, true_fn=lambda: v4 * 2, false_fn=lambda: v4)
+        ...     with tf.Session() as session:
+        ...         session.run({"v5": v5, "v4": v4}, feed_dict={v1: 0.0})
+        {'v5': np.float32(4.0), 'v4': np.float32(2.0)}
+    """
+
+    def __init__(self, graph: Graph | None = None, *, compile: bool = True) -> None:
+        self.graph = get_default_graph() if graph is None else graph
+        self.compile = compile
+        #: The values of variables, and the state of optimizers, by what they belong to.
+        self.values: dict[Variable, Tensor] = {}
+        self.objects: dict[Any, Any] = {}
+        self._programs: dict[Any, Program] = {}
+        #: Which variables have values.
+        self._valued: frozenset[Variable] = frozenset()
+        self._is_closed = False
+        self._entered: list[contextlib.ExitStack] = []
+
+    def run(self, fetches: Any, feed_dict: Mapping[Any, Any] | None = None) -> Any:
+        """Return the values of ``fetches``; only what they need is computed.
+
+        Args:
+            fetches: symbols, operations and names of them, in lists, tuples and dicts; what comes
+                back has the same structure, with None for operations.
+            feed_dict: values, by symbol or its name. Any symbol can be fed, and is then not
+                computed.
+
+        Returns:
+            NumPy arrays, and scalars for values without axes.
+
+        Raises:
+            GraphError: a fetch or a feed that is not in the graph, a placeholder that is not fed, a
+                variable without a value.
+            ShapeError: a value that does not fit what it is fed to.
+        """
+        leaves, structure = tree.flatten(fetches)
+        feeds = {} if feed_dict is None else feed_dict
+        key = tuple(leaves), tuple(feeds), self._valued
+        program = self._programs.get(key) if _are_hashable(leaves) else None
+        if program is None:
+            program = self._programs[key] = self._make(leaves, feeds)
+        given = [
+            wrap(_fitting(symbol, value))
+            for symbol, value in zip(program.feeds, feeds.values(), strict=True)
+        ]
+        values = [r if r is None else r._data[()] for r in program.run(given)]
+        return tree.unflatten(structure, values)
+
+    def load(self, variable: Variable, value: Any) -> None:
+        """Give a variable a value."""
+        self.set(variable, asarray(_fitting(variable, value)))
+
+    def set(self, variable: Variable, value: Tensor) -> None:
+        """Give a variable a tensor of its own for its value."""
+        held = self.values.get(variable)
+        if held is not None and held.shape == value.shape:
+            held.detach().copy_(value)
+            return
+        # What was made for the tensor before does not know this one.
+        own = aligned(value.shape, value.dtype)
+        own[...] = value.numpy()
+        self.values[variable] = Tensor(own)
+        self.objects.clear()
+        self._programs.clear()
+        self._valued = frozenset(self.values)
+
+    def close(self) -> None:
+        """Let go of all values; the session runs nothing any more."""
+        self.values.clear()
+        self.objects.clear()
+        self._programs.clear()
+        self._is_closed = True
+
+    def _element(self, item: Any, what: str) -> Symbol | Operation:
+        if isinstance(item, str):
+            item = self.graph.find(item)
+        if not isinstance(item, (Symbol, Operation)):
+            raise ArgumentTypeError(
+                f"a {what} must be a symbol, an operation or the name of one, "
+                f"got a {type(item).__name__}"
+            )
+        if item.graph is not self.graph:
+            raise GraphError(f"the {what} {item} is not in the graph of this session")
+        return item
+
+    def _make(self, fetches: Sequence[Any], feeds: Mapping[Any, Any]) -> Program:
+        """Return a new program."""
+        if self._is_closed:
+            raise GraphError("the session is closed; open another one")
+        fed = []
+        for item in feeds:
+            symbol = self._element(item, "feed")
+            if not isinstance(symbol, Symbol):
+                raise GraphError(f"{symbol} is no tensor, and cannot be fed")
+            _fitting(symbol, feeds[item])  # what is wrong with it comes first
+            fed.append(symbol)
+        return Program(self, [self._element(item, "fetch") for item in fetches], fed)
+
+    def __enter__(self) -> Session:
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.graph.as_default())
+        _stack().append(self)
+        self._entered.append(stack)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _stack().pop()
+        self._entered.pop().close()
+        if not self._entered:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<session of {self.graph}>"
+
+
+class Program:
+    """What a session runs for one pair of fetches and feeds."""
+
+    def __init__(
+        self,
+        session: Session,
+        fetches: Sequence[Symbol | Operation],
+        feeds: Sequence[Symbol],
+    ) -> None:
+        self.session = session
+        self.fetches = fetches
+        self.feeds = feeds
+        self.plan = Plan(session.graph, fetches, feeds)
+        for operation in self.plan.operations:
+            if is_placeholder(operation):
+                raise GraphError(
+                    f"{operation.outputs[0]}, declared at {operation.location}, is needed and has "
+                    "no value: feed it"
+                )
+        for variable in self.plan.read:
+            if variable not in session.values and variable not in set(self.plan.written):
+                raise GraphError(
+                    f"{variable}, declared at {variable.operation.location}, has no value: run its "
+                    "initializer or static.global_variables_initializer(), assign or feed it"
+                )
+        for prepare in self.plan.preparations:
+            prepare(session)
+        self._values = dict(session.values)
+        self._objects = dict(session.objects)
+        self._function: Compiled[..., Any] | Any = self._compute
+        if session.compile:
+            self._function = compile_function(self._compute, budget=BUDGET)
+
+    def _compute(self, *fed: Tensor) -> tuple[list[Tensor | None], dict[int, Tensor]]:
+        """Return what is fetched, and the values of variables that had none of this shape."""
+        evaluation = Evaluation(self.plan, self._values, self._objects, fed)
+        results = [evaluation.result(fetch) for fetch in self.fetches]
+        made = {i: evaluation.made.get(v) for i, v in enumerate(self.plan.written)}
+        return results, {i: value for i, value in made.items() if value is not None}
+
+    def run(self, fed: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return what is fetched; variables are written."""
+        results: list[Tensor | None]
+        results, made = self._function(*fed)
+        for i, value in made.items():
+            self.session.set(self.plan.written[i], value)
+        return results
+
+
+def _fitting(symbol: Symbol, value: Any) -> Array:
+    """Return what is fed to a symbol as an array of its dtype.
+
+    Raises:
+        ShapeError: its shape is another one.
+        ArgumentError: it is a symbol itself.
+    """
+    if value.__class__ is np.ndarray and value.dtype == symbol.dtype:
+        array = value
+    elif isinstance(value, Symbol):
+        raise ArgumentError(f"{symbol} is fed with {value}, which has no value; feed an array")
+    else:
+        array = to_array(value.numpy() if isinstance(value, Tensor) else value, symbol.dtype)
+    expected = symbol.shape
+    if (expected is not None and expected != array.shape) and (
+        len(expected) != array.ndim
+        or any(n not in (None, m) for n, m in zip(expected, array.shape, strict=True))
+    ):
+        raise ShapeError(
+            f"{symbol}, declared at {symbol.operation.location}, is fed with an array of shape "
+            f"{list(array.shape)}"
+        )
+    return array
+
+
+def _are_hashable(items: Sequence[Any]) -> bool:
+    return all(isinstance(item, (Symbol, Operation, str)) for item in items)
+
+
+_local = threading.local()
+
+
+def _stack() -> list[Session]:
+    if not hasattr(_local, "sessions"):
+        _local.sessions = []
+    sessions: list[Session] = _local.sessions
+    return sessions
+
+
+def chosen_session(session: Session | None) -> Session:
+    """Return the given session, or the one that a ``with`` statement has opened.
+
+    Raises:
+        GraphError: there is neither.
+    """
+    if session is not None:
+        return session
+    if not _stack():
+        raise GraphError("there is no session: open one, `with static.Session():`, or pass it")
+    return _stack()[-1]
