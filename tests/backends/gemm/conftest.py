@@ -93,12 +93,12 @@ class Compiled:
         sizes = sizes or {}
         count = kernel.tasks
         given = np.zeros(len(kernel.parameters), np.int64)
-        m = kernel.spec.m
+        m, n = kernel.spec.m, kernel.spec.n
         if kernel.parameters:
             given[:] = kernel.sizes(threads, **sizes)
             count = int(given[-3:].prod())
-            m = sizes.get("m", m)
-        bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m or 0)
+            m, n = sizes.get("m", m), sizes.get("n", n)
+        bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m or 0, n or 0)
         function = self.library.function(kernel.name, *[ctypes.c_void_p] * 6, ctypes.c_int64)
         for task in reversed(range(count)):
             workspace = Guards().copy(np.full(bytes_, 0xFF, np.uint8))

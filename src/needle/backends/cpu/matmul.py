@@ -12,6 +12,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from needle.backends.cpu.gemm import (
     describe,
     emit_gemm,
     emit_launch,
+    uses_pairs,
 )
 from needle.backends.cpu.gemm.plan import FEW_ROWS, NEVER
 from needle.backends.cpu.llvm import Function
@@ -106,7 +108,8 @@ def _make_call(x: Array, y: Array, threads: int) -> Call | None:
         return lambda x, y: matmul(x, np.ascontiguousarray(y))  # type: ignore[return-value]
     is_dot = axes.n == 1 and by_rows
     # Few rows of x · Wᵀ have kernels of their own: they read W as it lies.
-    few = axes.m if axes.m <= FEW_ROWS and axes.b[0] == 1 and axes.b[1] != 1 else None
+    turned = axes.b[0] == 1 and axes.b[1] != 1 and dtype.itemsize > 2
+    few = axes.m if axes.m <= FEW_ROWS and turned else None
     kernel = _kernel(dtype.name, len(axes.batch), is_dot, None if is_dot else few)
     return kernel.bind(axes, shape, dtype, threads)
 
@@ -173,12 +176,12 @@ class _Kernel:
         packs = plan.pack_a or plan.pack_b or chosen["pack_a"] or chosen["pack_b"] != NEVER
         bytes_ = 0
         if packs or axes.k > chosen["k_block"]:
-            bytes_ = plan.workspace_bytes(product.spec, product.lanes, axes.m)
+            bytes_ = plan.workspace_bytes(product.spec, product.lanes, axes.m, axes.n)
         words = np.array([bytes_, tasks, *sizes], np.int64)
         description = words.ctypes.data
         run, needed = self.run, bytes_ * tasks
         object_at = id if layout() else address
-        wide = dtypes.accumulation_dtype(dtype)
+        wide = product.spec.c.dtype
         make = maker(shape, wide)
 
         def call(x: Array, y: Array, words: Array = words) -> Array:
@@ -217,7 +220,9 @@ def _spec(dtype: DType, axes: int, is_dot: bool, few: int | None) -> GemmSpec:
         rows, vector = Matrix(dtype, None, 1, batch), Matrix(dtype, 1, 1, batch)
         return GemmSpec(None, 1, None, rows, vector, out, batch, wide)
     y = some if few is None else Matrix(dtype, 1, None, batch)
-    return GemmSpec(few, None, None, some, y, out, batch, wide)
+    spec = GemmSpec(few, None, None, some, y, out, batch, wide)
+    # Pairs are rounded once where they are multiplied, others by who asked for the product.
+    return replace(spec, c=replace(out, dtype=dtype)) if uses_pairs(spec, host()) else spec
 
 
 def _emit_entry(module: Module, launch: str, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from needle import dtypes
 from needle.backends.cpu.emit import Position
-from needle.backends.cpu.gemm import Epilogue, GemmSpec, Matrix, Place, emit_gemm, make_plan
+from needle.backends.cpu.gemm import Epilogue, GemmSpec, Matrix, Place, describe, emit_gemm
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.operands import Index, Operand, Segment
@@ -71,11 +71,8 @@ def plan_product(
         shape[:-2],
         dtype,
     )
-    plan = make_plan(spec, target, threads)
-    lanes = target.lanes(dtype)
-    return ProductPlan(
-        group, spec, a, b, threads, plan.tasks, plan.workspace_bytes(spec, lanes, shape[-2])
-    )
+    kernel = describe(spec, target, threads=threads)
+    return ProductPlan(group, spec, a, b, threads, kernel.tasks, kernel.workspace)
 
 
 def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 
+from needle.backends.cpu.linux import has_amx
 from needle.dtypes import DType
 from needle.errors import ArgumentError, DeviceError
 
@@ -141,7 +142,7 @@ def choose(name: str, architecture: str, present: frozenset[str]) -> Target:
 
 @cache
 def _machine() -> tuple[str, frozenset[str]]:
-    """Return the architecture and the features of this machine.
+    """Return the architecture and the features of this machine that this process may use.
 
     Raises:
         DeviceError: if it is one that no code is generated for.
@@ -159,4 +160,6 @@ def _machine() -> tuple[str, frozenset[str]]:
         )
     features = llvm.get_host_cpu_features()
     present = frozenset(feature for feature, is_present in features.items() if is_present)
+    if "amx-tile" in present and not has_amx():
+        present = frozenset(feature for feature in present if not feature.startswith("amx"))
     return architecture, present

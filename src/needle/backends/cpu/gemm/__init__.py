@@ -1,5 +1,8 @@
 """Matrix products: ``C = A · B`` for any extents, layouts and dtypes, with what follows fused in.
 
+Products of bfloat16 are summed in another order where the processor multiplies pairs of them: see
+`pairs`.
+
 `emit_gemm` adds a function for a `GemmSpec` to a module. From the outside in: `plan` decides on
 tiles, blocks and tasks; `kernel` emits the loops over them; `packing` copies operands into the
 order in which they are read; `microkernel` multiplies, a tile of C in registers at a time.
@@ -35,6 +38,7 @@ from needle.backends.cpu.gemm.kernel import (
     parameters_of,
 )
 from needle.backends.cpu.gemm.launch import WORDS, emit_launch
+from needle.backends.cpu.gemm.pairs import uses_pairs
 from needle.backends.cpu.gemm.plan import Plan, make_plan
 from needle.backends.cpu.gemm.spec import Epilogue, GemmSpec, Load, Matrix, Place
 
@@ -53,4 +57,5 @@ __all__ = [
     "emit_launch",
     "make_plan",
     "parameters_of",
+    "uses_pairs",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from needle import dtypes
 from needle.backends.cpu.gemm.loops import Product
+from needle.backends.cpu.gemm.pairs import PairPlan, PairProduct, make_pair_plan, uses_pairs
 from needle.backends.cpu.gemm.plan import (
     ALWAYS,
     IF_OFF_LINE,
@@ -62,7 +64,8 @@ class GemmKernel:
     @property
     def workspace(self) -> int:
         """Bytes that each task needs to itself, if m is known."""
-        return self.plan.workspace_bytes(self.spec, self.lanes, self.spec.m or 0)
+        spec = self.spec
+        return self.plan.workspace_bytes(spec, self.lanes, spec.m or 0, spec.n or 0)
 
     def sizes(self, threads: int = 1, **known: int) -> list[int]:
         """Return what ``sizes`` is to point to, for values of the unknown extents and strides.
@@ -98,7 +101,10 @@ class GemmKernel:
         for i, extent in enumerate(spec.batch):
             batch *= known[f"batch{i}"] if extent is None else extent
         tile = (self.plan.rows, self.plan.vectors * self.lanes)
-        grid = task_grid((m, n, k), batch, tile, threads, bool(packs))
+        if isinstance(self.plan, PairPlan):
+            grid = self.plan.grid_of((m, n, k), batch, threads)
+        else:
+            grid = task_grid((m, n, k), batch, tile, threads, bool(packs))
         values |= zip(("batch_tasks", "row_tasks", "column_tasks"), grid, strict=True)
         return [values[name] for name in self.parameters]
 
@@ -158,26 +164,33 @@ def emit_gemm(
     """
     kernel = describe(spec, module.target, threads=threads, name=module.unique(name))
     function = MathFunction(module, kernel.name, ARGUMENTS, internal=internal)
-    Product(function, kernel.spec, kernel.plan, kernel.parameters).emit()
+    make = PairProduct if isinstance(kernel.plan, PairPlan) else Product
+    make(function, kernel.spec, kernel.plan, kernel.parameters).emit()
     return replace(kernel, name=function.end())
 
 
 def describe(spec: GemmSpec, target: Target, *, threads: int = 1, name: str = "gemm") -> GemmKernel:
     """Return the kernel that `emit_gemm` makes of these arguments, without making it."""
-    spec = _checked(spec)
-    plan = make_plan(spec, target, threads)
+    is_paired = uses_pairs(spec, target)
+    spec = _checked(spec, is_paired)
+    plan = make_pair_plan(spec, threads) if is_paired else make_plan(spec, target, threads)
     return GemmKernel(name, spec, plan, parameters_of(spec), target.lanes(spec.dtype))
 
 
-def _checked(spec: GemmSpec) -> GemmSpec:
+def _checked(spec: GemmSpec, is_paired: bool) -> GemmSpec:
     """Return ``spec``, where strides that are never used are 1; raise if it contradicts itself."""
     if spec.n in (0, 1):
         spec = replace(spec, b=replace(spec.b, column=1), c=replace(spec.c, column=1))
     is_stored = spec.epilogue is None and 0 not in (spec.m, spec.n, *spec.batch)
-    if is_stored and (spec.c.column != 1 or spec.c.dtype != spec.dtype):
+    converts = is_paired and spec.c.dtype == dtypes.bfloat16
+    if is_stored and (spec.c.column != 1 or not (spec.c.dtype == spec.dtype or converts)):
         raise ValueError(
             "a product that is stored without an epilogue needs rows of C that are contiguous, of "
             f"dtype {spec.dtype}, not column stride {spec.c.column} and dtype {spec.c.dtype}"
+        )
+    if spec.factors is not None and not is_paired:
+        raise ValueError(
+            f"factors are rounded to {spec.factors} only where pairs of bfloat16 are multiplied"
         )
     for name, matrix in (("A", spec.a), ("B", spec.b), ("C", spec.c)):
         if len(matrix.batch) != len(spec.batch) and not matrix.load:

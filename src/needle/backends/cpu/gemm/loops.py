@@ -70,13 +70,17 @@ class Product:
         batch, rows, columns = self._task_ranges()
 
         def matrix(index: Index, _: list[Operand]) -> None:
-            block = Block(self, index, rows, columns)
+            block = self.block(index, rows, columns)
             if is_dot(self.spec):
                 block.emit_dots()
             else:
                 block.emit()
 
         self.f.loop(*batch, 1, [], matrix)
+
+    def block(self, index: Index, rows: tuple[Index, Index], columns: tuple[Index, Index]) -> Block:
+        """Return what emits a task's part of one matrix of the batch."""
+        return Block(self, index, rows, columns)
 
     def _task_ranges(self) -> list[tuple[Index, Index]]:
         """Return which matrices, tiles of rows and tiles of columns the task computes."""

@@ -105,7 +105,7 @@ class Plan:
         a = self.row_tiles * self.strip(itemsize) if self.pack_a is not False else 0
         return b * self.depth, a
 
-    def workspace_bytes(self, spec: GemmSpec, lanes: int, m: int) -> int:
+    def workspace_bytes(self, spec: GemmSpec, lanes: int, m: int, n: int = 0) -> int:
         """Return the bytes that each task needs to itself: packed B, packed A, partial sums."""
         elements = sum(self.packed_elements(lanes, spec.dtype.itemsize))
         if self.k_block is not None:

@@ -99,6 +99,8 @@ class GemmSpec:
         batch: extents of the batch axes.
         dtype: what is computed in; 16-bit operands are converted to float32 on the way.
         epilogue: what becomes of the sums; by default they are stored to C.
+        factors: bfloat16, if float32 operands are to be rounded to it before they are multiplied:
+            only where the processor multiplies pairs of bfloat16, see `uses_pairs`.
     """
 
     m: Extent
@@ -110,3 +112,4 @@ class GemmSpec:
     batch: tuple[Extent, ...] = ()
     dtype: DType = dtypes.float32
     epilogue: Epilogue | None = field(default=None)
+    factors: DType | None = None
