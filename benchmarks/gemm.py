@@ -19,6 +19,8 @@ SHAPES = (
     + [(127, 511, 255), (33, 10, 500), (1, 128, 784), (1, 1024, 1024), (512, 1, 512)]
     + [(32, 128, 784), (32, 64, 128), (32, 10, 64), (128, 1024, 1024)]
 )
+#: And those of a GPT 6×384 with 8×256 tokens, in bfloat16.
+GPT_SHAPES = [(2048, 1152, 384), (2048, 384, 384), (2048, 1536, 384), (2048, 384, 1536)]
 #: The same for A transposed (gradients of weights), B transposed (gradients of inputs).
 TURNED = {
     "nn": SHAPES,
@@ -56,12 +58,12 @@ def measured(
         sizes: ``"known"`` when a kernel is made, or ``"unknown"`` as in eager mode.
         dtypes: which, with commas between.
     """
-    names = {"f32": "float32", "f64": "float64"}
+    names = {"f32": "float32", "f64": "float64", "bf16": "bfloat16"}
     cases = [
         (f"{m}×{k}·{k}×{n} {layout} {dtype}{' off' if off else ''}", m, n, k, layout, dtype, off)
         for dtype in dtypes.split(",")
         for layout, shapes, off in [*((*item, 0) for item in TURNED.items()), ("nn", OFF_LINE, OFF)]
-        for m, n, k in shapes
+        for m, n, k in (shapes if dtype != "bf16" or off else [*shapes, *GPT_SHAPES])
     ]
     chosen = [case for case in cases if re.search(only, case[0])]
     if not chosen:
@@ -89,7 +91,7 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtypes", default="f32,f64")
+    parser.add_argument("--dtypes", default="f32,f64", help="f32, f64, bf16, with commas between")
     parser.add_argument("--only", default="", help="a regular expression of rows")
     parser.add_argument("--seconds", type=float, default=0.6, help="for each row")
     parser.add_argument("--unknown", action="store_true", help="kernels of run-time sizes")

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from needle import dtypes
 from needle.arrays import aligned
 from needle.backends.cpu import jit, threads
-from needle.backends.cpu.gemm import GemmSpec, Matrix, emit_gemm, emit_launch
+from needle.backends.cpu.gemm import GemmSpec, Matrix, emit_gemm, emit_launch, uses_pairs
 from needle.backends.cpu.module import Module
 
 UINT8 = np.dtype(np.uint8)
@@ -23,7 +24,7 @@ def set_threads(count: int) -> None:
 def operand(rows: int, columns: int, is_transposed: bool, dtype: str, off: int = 0) -> Any:
     """A matrix of random numbers that begins so many bytes off a cache line."""
     shape = (columns, rows) if is_transposed else (rows, columns)
-    kind = np.dtype(dtype)
+    kind = dtypes.as_dtype(dtype)
     values = np.ndarray(shape, kind, aligned((off + rows * columns * kind.itemsize,), UINT8), off)
     values[...] = np.random.default_rng(0).standard_normal(shape)
     return values.T if is_transposed else values
@@ -40,13 +41,16 @@ def product(
     begin ``off`` bytes off a cache line."""
     a = operand(m, k, layout[0] == "t", dtype, off)
     b = operand(k, n, layout[1] == "t", dtype, off)
-    c = operand(m, n, False, dtype)
     count = threads.get_num_threads()
-    spec = GemmSpec(m, n, k, *map(_matrix, (a, b, c)), dtype=a.dtype)
+    module = Module()
+    wide = dtypes.accumulation_dtype(a.dtype)
+    c = operand(m, n, False, dtype)
+    if not uses_pairs(GemmSpec(m, n, k, *map(_matrix, (a, b, c)), dtype=wide), module.target):
+        c = operand(m, n, False, wide.name)
+    spec = GemmSpec(m, n, k, *map(_matrix, (a, b, c)), dtype=wide)
     if sizes == "unknown":
         some = Matrix(a.dtype, None, None)
-        spec = GemmSpec(None, None, None, some, some, Matrix(a.dtype, None, 1), dtype=a.dtype)
-    module = Module()
+        spec = GemmSpec(None, None, None, some, some, Matrix(c.dtype, None, 1), dtype=wide)
     kernel = emit_gemm(module, spec, threads=count)
     name = emit_launch(module, kernel)
     run = jit.load(module).function(name, ctypes.c_void_p)
@@ -56,13 +60,15 @@ def product(
         given |= {f"{letter}_column": x.strides[1] // x.itemsize}
     values = np.array([*kernel.sizes(count, **given), 0] if kernel.parameters else [0], np.int64)
     tasks = int(values[-4:-1].prod()) if kernel.parameters else kernel.tasks
-    bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m)
+    bytes_ = kernel.plan.workspace_bytes(kernel.spec, kernel.lanes, m, n)
     workspace = aligned((bytes_ * tasks + 64,), UINT8)
     addresses = [x.ctypes.data for x in (a, b, c, workspace, workspace, values)]
     words = np.array([*addresses, bytes_, tasks], np.int64)
     address = ctypes.c_void_p(words.ctypes.data)
     run(address)
-    np.testing.assert_allclose(c, a @ b, rtol=1e-3, atol=1e-3)
+    near = 1e-3 if wide == a.dtype else 1e-2
+    want = a.astype(wide) @ b.astype(wide)
+    np.testing.assert_allclose(c.astype(wide), want, rtol=near, atol=near * k**0.5)
 
     def multiply(keep: Any = (a, b, c, workspace, values, words)) -> None:
         run(address)

@@ -88,6 +88,11 @@ def matmul(m: int, k: int, n: int) -> Program:
     return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
 
 
+def matmul_low(m: int, k: int, n: int) -> Program:
+    x, y = (_normal(*shape).astype("bfloat16") for shape in ((m, k), (k, n)))
+    return _call(lambda x, y: x @ y, x, y)
+
+
 def matmul_transposed(m: int, k: int, n: int) -> Program:
     return _call(lambda x, w: x @ w.T, _normal(m, k), _normal(n, k))
 
@@ -106,10 +111,17 @@ def conv2d(batch: int, channels: int, size: int, out: int) -> Program:
     return _call(lambda x, w: F.conv2d(x, w, padding=1), x, w)
 
 
-def _step(model: nn.Module, optimizer: Any, x: ndl.Tensor, y: ndl.Tensor) -> Program:
+def _step(
+    model: nn.Module,
+    optimizer: Any,
+    x: ndl.Tensor,
+    y: ndl.Tensor,
+    precision: str = "float32",
+) -> Program:
     def step(x: ndl.Tensor, y: ndl.Tensor) -> ndl.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        with ndl.autocast(enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         return loss
@@ -188,12 +200,19 @@ def _gpt(context: int, layers: int, heads: int, width: int, vocabulary: int) -> 
 
 
 def gpt_step(
-    batch: int, context: int, layers: int, heads: int, width: int, vocabulary: int
+    batch: int,
+    context: int,
+    layers: int,
+    heads: int,
+    width: int,
+    vocabulary: int,
+    precision: str = "float32",
 ) -> Program:
     model = nn.Sequential(_gpt(context, layers, heads, width, vocabulary), nn.Flatten(0, 1))
     tokens = np.random.default_rng(1).integers(0, vocabulary, (2, batch, context))
     x, y = ndl.asarray(tokens[0]), ndl.asarray(tokens[1].reshape(-1))
-    return _step(model, optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.1), x, y)
+    optimizer = optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.1)
+    return _step(model, optimizer, x, y, precision)
 
 
 def gpt_decode(

@@ -65,6 +65,17 @@ CHAPTERS: dict[str, list[Case]] = {
             **_GPT,
         ),
         _case(
+            "GPT 6×384 AdamW step, batch 8×256, bfloat16",
+            "gpt_step",
+            times=1.3,
+            main=True,
+            batch=8,
+            context=256,
+            vocabulary=65,
+            precision="bfloat16",
+            **_GPT,
+        ),
+        _case(
             "GPT 6×384, 64 tokens decoded",
             "gpt_decode",
             times=1.3,
@@ -133,6 +144,8 @@ CHAPTERS: dict[str, list[Case]] = {
         _case("matmul 64³", "matmul", times=1.2, main=True, m=64, k=64, n=64),
         _case("matmul 127×255×511", "matmul", times=1.0, m=127, k=255, n=511),
         _case("matmul 512³", "matmul", times=1.0, main=True, m=512, k=512, n=512),
+        _case("matmul 512³, bfloat16", "matmul_low", times=1.0, m=512, k=512, n=512),
+        _case("matmul 1024³, bfloat16", "matmul_low", times=1.0, m=1024, k=1024, n=1024),
         _case("1×768·(50257×768)ᵀ", "matmul_transposed", times=1.0, m=1, k=768, n=50257),
         _case("8×768·768×3072", "matmul", times=1.0, m=8, k=768, n=3072),
         _case(

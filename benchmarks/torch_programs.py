@@ -90,6 +90,11 @@ def matmul(m: int, k: int, n: int) -> Program:
     return _call(lambda x, y: x @ y, _normal(m, k), _normal(k, n))
 
 
+def matmul_low(m: int, k: int, n: int) -> Program:
+    x, y = (_normal(*shape).bfloat16() for shape in ((m, k), (k, n)))
+    return _call(lambda x, y: x @ y, x, y)
+
+
 def matmul_transposed(m: int, k: int, n: int) -> Program:
     return _call(lambda x, w: x @ w.T, _normal(m, k), _normal(n, k))
 
@@ -159,12 +164,20 @@ def convolution(
     return _call(gradient, g, x, w)
 
 
-def _step(model: nn.Module, optimizer: Any, x: torch.Tensor, y: torch.Tensor) -> Program:
+def _step(
+    model: nn.Module,
+    optimizer: Any,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    precision: str = "float32",
+) -> Program:
     chosen = _mode(model)  # PyTorch compiles the model; its step stays in Python
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(chosen(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.cross_entropy(chosen(x), y)
+        loss.backward()
         optimizer.step()
 
     global _last
@@ -292,13 +305,20 @@ def resnet20_step(batch: int) -> Program:
 
 
 def gpt_step(
-    batch: int, context: int, layers: int, heads: int, width: int, vocabulary: int
+    batch: int,
+    context: int,
+    layers: int,
+    heads: int,
+    width: int,
+    vocabulary: int,
+    precision: str = "float32",
 ) -> Program:
     torch.manual_seed(0)
     model = GPT(vocabulary, context, layers, heads, width)
     tokens = np.random.default_rng(1).integers(0, vocabulary, (2, batch, context))
     x, y = torch.from_numpy(tokens[0]), torch.from_numpy(tokens[1].reshape(-1))
-    return _step(model, torch.optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.1), x, y)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.001, weight_decay=0.1)
+    return _step(model, optimizer, x, y, precision)
 
 
 def gpt_decode(

@@ -111,7 +111,9 @@ def softplus(x: TensorLike) -> Tensor:
     """
 
 
-@composite(samples=unary_samples(), is_method=True, peer="nn.functional.silu")
+@composite(
+    samples=unary_samples(), is_method=True, peer="nn.functional.silu", precision=Precision.FULL
+)
 def silu(x: TensorLike) -> Tensor:
     """Sigmoid linear unit: ``x · sigmoid(x)`` (also called swish).
 
@@ -134,7 +136,9 @@ def _gelu_samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "approximate", normal(3), approximate="erf")
 
 
-@composite(samples=_gelu_samples, is_method=True, peer="nn.functional.gelu")
+@composite(
+    samples=_gelu_samples, is_method=True, peer="nn.functional.gelu", precision=Precision.FULL
+)
 def gelu(x: TensorLike, approximate: str = "none") -> Tensor:
     """Gaussian error linear unit: ``x · Φ(x)``, Φ the normal distribution function.
 

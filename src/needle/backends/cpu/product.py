@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from needle import dtypes
 from needle.backends.cpu.emit import Position
-from needle.backends.cpu.gemm import Epilogue, GemmSpec, Matrix, Place, describe, emit_gemm
+from needle.backends.cpu.gemm import (
+    Epilogue,
+    GemmSpec,
+    Matrix,
+    Place,
+    describe,
+    emit_gemm,
+    uses_pairs,
+)
+from needle.backends.cpu.gemm.pair_tile import round_sums
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.operands import Index, Operand, Segment
@@ -40,7 +49,8 @@ class ProductPlan:
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         """Emit the kernel: a call of the product's function with the epilogue fused in."""
         f = kernel.f
-        spec = GemmSpec(**{**self.spec.__dict__, "epilogue": _epilogue(kernel, self.group)})
+        is_paired = uses_pairs(self.spec, f.target)
+        spec = replace(self.spec, epilogue=_epilogue(kernel, self.group, is_paired))
         product = emit_gemm(f.module, spec, threads=self.threads, name=f"{f.name}_product")
         a, b = (
             f.pointer(kernel.pointer_of(v.base), v.offset, v.base.dtype) for v in (self.a, self.b)
@@ -91,7 +101,7 @@ def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
     )
 
 
-def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
+def _epilogue(kernel: KernelFunction, group: Group, is_paired: bool) -> Epilogue:
     """Return what computes and stores the group's pieces from a vector of sums."""
     first = group.pieces[0]
     axes = [None if i.is_constant else next(iter(i.variables)) for i in first.at]
@@ -114,7 +124,9 @@ def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
             e.lanes, e.mask = at.lanes, at.mask
             if at.lanes and column is None:
                 sums = f.extract(sums, 0)
-            e.bind(first.value, first.at, f.convert(sums, first.value.dtype), bool(sums.lanes))
+            is_low = is_paired and first.value.dtype == dtypes.bfloat16 and bool(sums.lanes)
+            value = round_sums(f, sums) if is_low else f.convert(sums, first.value.dtype)
+            e.bind(first.value, first.at, value, bool(sums.lanes))
             elements = [(p, e.element(p.value, p.at).operand) for p in written]
             for piece, operand in elements:
                 write(e, part.pointer_of(piece.value), piece, operand)

@@ -33,12 +33,9 @@ def has_tiles(target: Target) -> bool:
 
 def begin_tiles(f: Function) -> None:
     """Emit the setting up of a thread's tile registers: eight of 16 lines of 64 bytes."""
-    name = f.module.memo.get("tile configuration")
-    if name is None:
-        name = f.module.memo["tile configuration"] = f.module.unique("tile_configuration")
-        data = [1, *[0] * 15, *[LINE, 0] * 8, *[0] * 16, *[SIDE] * 8, *[0] * 8]
-        listed = ", ".join(f"i8 {x}" for x in data)
-        f.module.add_global(f"@{name} = private constant [64 x i8] [{listed}], align 64")
+    data = [1, *[0] * 15, *[LINE, 0] * 8, *[0] * 16, *[SIDE] * 8, *[0] * 8]
+    listed = ", ".join(f"i8 {x}" for x in data)
+    name = f.module.constant("tiles", f"[64 x i8] [{listed}], align 64")
     f.module.declare("llvm.x86.ldtilecfg", "void", ["ptr"])
     f.emit(f"call void @llvm.x86.ldtilecfg(ptr @{name})")
 
@@ -47,6 +44,24 @@ def end_tiles(f: Function) -> None:
     """Emit the end of a thread's use of its tile registers, which the system then need not keep."""
     f.module.declare("llvm.x86.tilerelease", "void", [])
     f.emit("call void @llvm.x86.tilerelease()")
+
+
+def round_sums(f: Function, x: Operand) -> Operand:
+    """Return 16 or 32 sums of pairs as bfloat16.
+
+    By an instruction that takes subnormal numbers for zeros: sums of pairs are none.
+    """
+    rounded = f"<{x.lanes} x bfloat>"
+    if x.lanes == SIDE:
+        name, given = "llvm.x86.avx512bf16.cvtneps2bf16.512", [x]
+    else:
+        name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+        given = [f.shuffle(x, x, range(at, at + SIDE)) for at in (SIDE, 0)]
+    f.module.declare(name, rounded, [part.type for part in given])
+    listed = ", ".join(part.typed for part in given)
+    bits = f.value(f"call {rounded} @{name}({listed})")
+    text = f.value(f"bitcast {rounded} {bits} to <{x.lanes} x i16>")
+    return Operand(text, dtypes.bfloat16, x.lanes)
 
 
 @dataclass(frozen=True)
@@ -155,9 +170,11 @@ class _Emitter:
         self.f.module.declare(f"llvm.x86.{name}", "void", types)
         self.f.emit(f"call void @llvm.x86.{name}({arguments})")
 
-    def _load_tile(self, number: int, pointer: str, step: Index) -> None:
+    def _load_tile(self, number: int, pointer: str, step: Index, *, streams: bool = False) -> None:
+        """Emit a load; what ``streams`` through is not to push out of the L1 cache what stays."""
         given = f"i8 {number}, ptr {pointer}, {self.f.operand(step).typed}"
-        self._instruction("tileloadd64", given, "i8", "ptr", "i64")
+        name = "tileloaddt164" if streams else "tileloadd64"
+        self._instruction(name, given, "i8", "ptr", "i64")
 
     def _place(self, sums: str, i: int, j: int) -> str:
         """Return where the sums of a part of the tile stand."""
@@ -184,7 +201,8 @@ class _Emitter:
             loaded: set[int] = set()
             for i, j in self.parts:
                 if j not in loaded:
-                    self._load_tile(6 + j, f.pointer(b, j * TILE, dtypes.uint8), LINE)
+                    tile = f.pointer(b, j * TILE, dtypes.uint8)
+                    self._load_tile(6 + j, tile, LINE, streams=True)
                 if j == 0:
                     part = f.pointer(a, f.mul_index(i, half), dtypes.uint8)
                     self._load_tile(4 + i, part, line)
@@ -277,6 +295,16 @@ class _Emitter:
 
     # What becomes of the sums
 
+    def _vectors(self) -> list[tuple[int, int, Operand | None]]:
+        """Return first column, lanes and mask of the vectors that a row is stored as.
+
+        A whole row is one: 32 results of 16 bits are written to a line of the cache at once.
+        """
+        if self.tile.across == 2 and self.mask is None:
+            return [(0, 2 * SIDE, None)]
+        first: list[tuple[int, int, Operand | None]] = [(0, SIDE, None)]
+        return [*first[: self.tile.across - 1], (SIDE * (self.tile.across - 1), SIDE, self.mask)]
+
     def _finish(self, sums: str) -> None:
         """Emit the epilogue, or the storing, of all rows that exist."""
         f, tile = self.f, self.tile
@@ -286,16 +314,16 @@ class _Emitter:
 
         def row(r: Index, _: list[Operand]) -> None:
             start = f.pointer(sums, f.mul_index(r, 2 * SIDE), dtypes.float32)
-            for j in range(tile.across):
-                mask = self.mask if j == tile.across - 1 else None
-                x = f.load(start, j * SIDE, dtypes.float32, SIDE)
+            for at, lanes, mask in self._vectors():
+                x = f.load(start, at, dtypes.float32, lanes)
                 if epilogue is None:
                     c = f.pointer("%c", f.mul_index(r, c_row), tile.dtype)
-                    f.store(f.convert(x, tile.dtype), c, j * SIDE, mask)
+                    y = round_sums(f, x) if tile.dtype == dtypes.bfloat16 else x
+                    f.store(y, c, at, mask)
                     continue
                 here = f.add_index(f.argument("row"), r)
-                column = f.add_index(f.argument("column"), j * SIDE)
-                place = Place(f.argument("batch"), here, column, SIDE, mask)
+                column = f.add_index(f.argument("column"), at)
+                place = Place(f.argument("batch"), here, column, lanes, mask)
                 epilogue.store(f, x, place, state)
 
         f.loop(0, self.rows, 1, [], row, runs=True)
