@@ -174,10 +174,19 @@ class OpNode(GradNode):
         rules, shapes = op.rules_at(len(self.shapes)), self.shapes
         is_elementwise = op.kind is Kind.ELEMENTWISE
         result: list[Tensor | None] = [None] * len(shapes)
+        together: Any = None
         for i, rule in enumerate(rules):
             if rule is None or needed[i] is None or needed[i] is False:
                 continue
-            c = rule.function(*self._arguments(rule, g, i, create_graph))
+            if rule.place < 0:
+                c = rule.function(*self._arguments(rule, g, i, create_graph))
+            else:
+                if together is None or together[0] is not rule.function:
+                    together = (
+                        rule.function,
+                        rule.function(*self._arguments(rule, g, i, create_graph)),
+                    )
+                c = together[1][rule.place]
             if c is not None and c._data.shape != shapes[i]:
                 if not is_elementwise:
                     raise ShapeError(

@@ -27,7 +27,7 @@ from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
 from needle.ops.joining import concat, split
 from needle.ops.movement import reshape
-from needle.ops.random import STATE_WORDS, random_bits as draw_bits
+from needle.ops.random import STATE_WORDS, advanced, random_bits as draw_bits
 from needle.ops.slicing import strided_slice
 from needle.ops.sorting import argsort
 from needle.shapes import Shape, Spec, as_index, as_shape
@@ -85,7 +85,7 @@ class Generator:
         if not 0 <= number < 2**64:
             raise ArgumentError(f"seed must be in 0 … 2**64 - 1, got {number}")
         words = np.array([number % _WORD, number // _WORD, 0, 0, 0, 0], dtype=np.uint32)
-        self._store(wrap(words))
+        self.set_state(words)
         return self
 
     def seed(self) -> int:
@@ -120,22 +120,22 @@ class Generator:
                 f"the state of a generator has shape [{STATE_WORDS}] (key, counter, stream), "
                 f"got {list(new.shape)}"
             )
-        self._store(new)
-
-    def _store(self, words: Tensor) -> None:
         with self._lock, no_grad():
-            inplace.assign(self.state, words, "set_state")
+            inplace.assign(self.state, new, "set_state")
 
     def random_bits(self, shape: ShapeLike) -> Tensor:
-        """Return uniform uint32 words and advance the state by ``⌈size / 4⌉`` blocks.
-
-        Args:
-            shape: shape of the result.
-        """
+        """Return uniform uint32 words of a shape; advance the state by ``⌈size / 4⌉`` blocks."""
         with self._lock:
             bits, after = draw_bits(self.state, shape)
             inplace.assign(self.state, after, "random_bits")
         return bits
+
+    def reserve(self, words: int) -> Tensor:
+        """Return the state, and advance past so many words, which an op draws itself."""
+        with self._lock:
+            state = self.state.clone()
+            inplace.assign(self.state, advanced(state, -(-words // 4)), "reserve")
+        return state
 
     def clone(self) -> Generator:
         """Return a generator that continues from the same state, on its own."""
@@ -173,8 +173,7 @@ class Generator:
             children.append(child)
         return tuple(children)
 
-    def __copy__(self) -> Generator:
-        return self.clone()
+    __copy__ = clone
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Generator:
         memo[id(self)] = twin = self.clone()

@@ -33,7 +33,15 @@ AMPLIFIED, NUDGES = 16.0, 3
 _EXACT = frozenset({Kind.MOVEMENT, Kind.RANDOM})
 #: Ops whose elements are sums of many: their errors are measured against the largest element.
 _SUMS = frozenset(
-    {Kind.REDUCTION, Kind.NORMALIZATION, Kind.CONTRACTION, Kind.SCAN, Kind.INDEXING, Kind.CONTROL}
+    {
+        Kind.REDUCTION,
+        Kind.NORMALIZATION,
+        Kind.CONTRACTION,
+        Kind.ATTENTION,
+        Kind.SCAN,
+        Kind.INDEXING,
+        Kind.CONTROL,
+    }
 )
 
 

@@ -13,10 +13,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from needle import dtypes
 from needle.compiler import index as ix
 from needle.compiler.access import (
     Access,
     Place,
+    View,
     is_inline,
     is_literal,
     moves_elements,
@@ -150,12 +152,21 @@ def stored_values(graph: Graph) -> set[Value]:
                 is_control = node.op.kind is Kind.CONTROL
                 if view is None or (is_control and not is_addressable(node, i, view)):
                     stored.add(operand)
+                is_attention = node.op.kind is Kind.ATTENTION
+                if view is not None and is_attention and not _has_rows(operand, view):
+                    stored.add(operand)
     return stored
 
 
 def _takes_pointers(node: Node) -> bool:
     """Whether the op's kernel reads its inputs through pointers and strides, not by elements."""
     return not is_inline(node) and not isinstance(node.op.lower, Fold | Ordered)
+
+
+def _has_rows(value: Value, view: View) -> bool:
+    """Whether the last axis of a view has no gaps. That of a mask of bools may have some."""
+    is_bool = value.dtype == dtypes.bool
+    return is_bool or not value.ndim or value.shape[-1] == 1 or view.strides[-1] == 1
 
 
 def _store_base(value: Value, stored: set[Value]) -> None:

@@ -25,6 +25,7 @@ COLOURS: dict[Kind, tuple[str, str]] = {
     Kind.INDEXING: ("#e7def5", "#8562bd"),
     Kind.SCAN: ("#d6f0ee", "#37938c"),
     Kind.RANDOM: ("#fbdce6", "#c9507a"),
+    Kind.ATTENTION: ("#e9f2c8", "#7d9420"),
     Kind.CONTROL: ("#e3e6f7", "#5660b8"),
 }
 _INPUT = ("#ffffff", "#444444")

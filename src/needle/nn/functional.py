@@ -10,6 +10,7 @@ must have the shape of the predictions, and the mean over an empty batch is an e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from needle import creation, dtypes
@@ -17,6 +18,7 @@ from needle.devices import META
 from needle.errors import ArgumentError, ShapeError
 from needle.ops import attention as _attention, slicing as _slicing
 from needle.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
+from needle.ops.attention_parts import padded_row
 from needle.ops.channel_normalization import batch_norm, group_norm
 from needle.ops.contraction import linear
 from needle.ops.convolution import conv2d
@@ -40,6 +42,7 @@ from needle.ops.pooling import (
     avg_pool2d,
     max_pool2d,
 )
+from needle.ops.random import STATE_WORDS
 from needle.ops.signals import (
     adaptive_avg_pool1d,
     adaptive_max_pool1d,
@@ -61,6 +64,13 @@ def _random_bits(shape: Shape, like: Tensor, generator: Generator | None) -> Ten
     if like.device is META:
         return creation.empty(shape, dtype=dtypes.uint32, device=META)
     return (generator or default_generator()).random_bits(shape)
+
+
+def _reserved(words: int, like: Tensor, generator: Generator | None) -> Tensor:
+    """Return the state to draw so many words from, or only its shape; see `_random_bits`."""
+    if like.device is META:
+        return creation.empty((STATE_WORDS,), dtype=dtypes.uint32, device=META)
+    return (generator or default_generator()).reserve(words)
 
 
 def dropout(
@@ -101,6 +111,8 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     generator: Generator | None = None,
+    *,
+    causal_offset: TensorLike | None = None,
 ) -> Tensor:
     """Attention, ``softmax(scale · Q Kᵀ + mask) V``, with dropout of the weights.
 
@@ -117,6 +129,8 @@ def scaled_dot_product_attention(
         scale: 1/√E if not given.
         enable_gqa: whether key and value may have fewer heads, each for a group of query heads.
         generator: draws the bits for dropout; the default generator if not given.
+        causal_offset: how many keys stand before that of query 0, see
+            `needle.scaled_dot_product_attention`.
 
     Returns:
         [..., H, L, Ev].
@@ -135,12 +149,21 @@ def scaled_dot_product_attention(
     """
     q, k, v = as_float_tensor(query), as_float_tensor(key), as_float_tensor(value)
     check_probability(dropout_p, "scaled_dot_product_attention")
-    bits = None
+    state = None
     if dropout_p:
-        shape = _attention.weights_shape(q.shape, k.shape, v.shape, enable_gqa)
-        bits = _random_bits(shape, q, generator)
+        *rows, source = _attention.weights_shape(q.shape, k.shape, v.shape, enable_gqa)
+        state = _reserved(math.prod(rows) * padded_row(source), q, generator)
     return _attention.scaled_dot_product_attention(
-        q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, dropout_bits=bits
+        q,
+        k,
+        v,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        scale,
+        enable_gqa,
+        causal_offset=causal_offset,
+        dropout_state=state,
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from needle.ops.activation import *
 from needle.ops.arithmetic import *
+from needle.ops.attend import *
 from needle.ops.attention import *
 from needle.ops.bitwise import *
 from needle.ops.channel_normalization import *

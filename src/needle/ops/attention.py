@@ -9,12 +9,13 @@ import numpy as np
 
 from needle import dtypes
 from needle.errors import ArgumentError, DTypeError, ShapeError
+from needle.ops.attend import attend
+from needle.ops.attention_parts import dropout_threshold
 from needle.ops.comparison import logical_and, logical_not, logical_or, where
-from needle.ops.contraction import matmul
-from needle.ops.dropout import check_probability, drop
+from needle.ops.dropout import check_probability
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor, promoted, widen
-from needle.ops.movement import broadcast_to, reshape, transpose
+from needle.ops.movement import broadcast_to, permute_dims, reshape
 from needle.ops.precision import Precision
 from needle.ops.record import composite
 from needle.ops.reduce import all, any
@@ -84,9 +85,22 @@ def _as_mask(attn_mask: Any, scores: Shape) -> Tensor:
     return mask
 
 
-def _grouped(x: Tensor, groups: int) -> Tensor:
-    """Return ``[..., H, n, e]`` as ``[..., groups, H / groups, n, e]``."""
-    return reshape(x, (*x.shape[:-3], groups, x.shape[-3] // groups, *x.shape[-2:]))
+def _heads(x: Tensor, lead: Shape) -> Tensor:
+    """Return ``[..., H, n, e]`` as `attend` takes it: [B, n, H, e]."""
+    full: Shape = (*lead, *x.shape[-2:])
+    x = x if x.shape == full else broadcast_to(x, full)
+    four = reshape(x, (math.prod(lead[:-1]), *full[-3:]))
+    return permute_dims(four, (0, 2, 1, 3))
+
+
+def _four_axes(mask: Tensor, scores: Shape) -> Tensor:
+    """Return a mask with four axes, those before the heads as one."""
+    shape = (1,) * (len(scores) - mask.ndim) + mask.shape
+    *batch, heads, length, source = shape
+    if math.prod(batch) != 1 and batch != list(scores[:-3]):
+        mask = broadcast_to(reshape(mask, shape), (*scores[:-3], heads, length, source))
+        batch = list(scores[:-3])
+    return reshape(mask, (math.prod(batch), heads, length, source))
 
 
 def _causal(length: int, source: int) -> Tensor:
@@ -160,6 +174,16 @@ def _samples() -> Iterable[Sample]:
         label="grouped heads",
     )
     yield Sample((q, k[:, :, :0], v[:, :, :0]), label="no keys", has_peer=False)
+    yield Sample((q, k[0], v[:1]), label="broadcast")
+    yield Sample((normal(2, 1, 3, 4, 5), normal(3, 1, 6, 5), v[0], normal(2, 2, 1, 4, 6)[:, :1]),
+                 label="five axes")  # fmt: skip
+    yield Sample(
+        (q, k, v), {"is_causal": True, "causal_offset": np.array(2)}, label="offset", has_peer=False
+    )
+    state = np.array([1, 2, 3, 4, 5, 6], dtype=np.uint32)
+    yield Sample(
+        (q, k, v), {"dropout_p": 0.5, "dropout_state": state}, label="dropout", has_peer=False
+    )
     yield bad(ShapeError, "last axis", q, normal(2, 3, 6, 4), v)
     yield bad(ShapeError, "same length", q, k, normal(2, 3, 5, 2))
     yield bad(ShapeError, "two axes", normal(5), k, v)
@@ -169,7 +193,9 @@ def _samples() -> Iterable[Sample]:
     yield bad(ShapeError, "attn_mask", q, k, v, bools(5, 2, 3, 4, 6))
     yield bad(DTypeError, "attn_mask", q, k, v, integers(0, 2, 4, 6))
     yield bad(ArgumentError, "from 0 to 1", q, k, v, dropout_p=-0.1)
-    yield bad(ArgumentError, "needs dropout_bits", q, k, v, dropout_p=0.5)
+    yield bad(ArgumentError, "needs dropout_state", q, k, v, dropout_p=0.5)
+    yield bad(ArgumentError, "is_causal=True", q, k, v, causal_offset=np.array(2))
+    yield bad(ShapeError, "one int64 number", q, k, v, is_causal=True, causal_offset=np.arange(2))
 
 
 @composite(
@@ -185,11 +211,17 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    dropout_bits: TensorLike | None = None,
+    causal_offset: TensorLike | None = None,
+    dropout_state: TensorLike | None = None,
 ) -> Tensor:
     """Attention: ``softmax(scale · Q Kᵀ + mask) V``.
 
-    Source: A. Vaswani et al., "Attention Is All You Need", 2017.
+    Computed tile by tile: memory grows with the lengths, not with their product. Gradients are,
+    too, but for that by a mask of floats, and those of second order. A row's bits depend on neither
+    the batch nor the number of threads.
+
+    Sources: A. Vaswani et al., "Attention Is All You Need", 2017; T. Dao et al., "FlashAttention:
+    Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022.
 
     Args:
         query: Q, [..., H, L, E]; axes before L broadcast with those of key and value.
@@ -198,13 +230,16 @@ def scaled_dot_product_attention(
         attn_mask: broadcasts to [..., H, L, S]: bools, True where attention is allowed, or floats
             that are added to the scores (−∞ forbids). A query to which all keys are forbidden gets
             0, without gradients.
-        dropout_p: probability with which attention weights are zeroed, see `drop`.
+        dropout_p: probability with which attention weights are zeroed; the others are divided by
+            1 − p.
         is_causal: whether query i is allowed only keys 0 … i; with ``attn_mask``, both hold.
         scale: 1/√E if not given.
         enable_gqa: whether key and value may have fewer heads, each of which then serves a group of
             neighbouring query heads.
-        dropout_bits: random bits of shape [..., H, L, S]; needed for ``dropout_p`` above 0.
-            `needle.nn.functional.scaled_dot_product_attention` draws them itself.
+        causal_offset: int64, 0-d: how many keys stand before that of query 0, as when keys are
+            kept from call to call; query i is then allowed keys 0 … i + offset.
+        dropout_state: state of a generator; needed for ``dropout_p`` above 0.
+            `needle.nn.functional.scaled_dot_product_attention` takes it itself.
 
     Returns:
         [..., H, L, Ev].
@@ -212,7 +247,8 @@ def scaled_dot_product_attention(
     Raises:
         ShapeError: extents that must be equal differ.
         DTypeError: a mask of integers.
-        ArgumentError: ``dropout_p`` is no probability, or needs ``dropout_bits``.
+        ArgumentError: ``dropout_p`` is no probability, or needs ``dropout_state``; an offset
+            without a causal mask.
 
     Example:
         >>> q = ndl.zeros((1, 2, 4))
@@ -225,28 +261,39 @@ def scaled_dot_product_attention(
     shape = weights_shape(q.shape, k.shape, v.shape, enable_gqa)
     dtype = q.dtype
     factor = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
-    q, k, v = widen(q) * factor, widen(k), widen(v)
-    if enable_gqa:
-        groups = k.shape[-3]
-        q, k, v = _grouped(q, groups), _grouped(k, groups), _grouped(v, groups)
-    scores = matmul(q, transpose(k, -2, -1))
-    if enable_gqa:
-        scores = reshape(scores, shape)
     mask = None if attn_mask is None else _as_mask(attn_mask, shape)
-    weights = masked_softmax(scores, mask, is_causal)
     check_probability(dropout_p, _NAME)
-    if dropout_p:
-        if dropout_bits is None:
-            raise ArgumentError(
-                f"{_NAME}: dropout_p needs dropout_bits, of shape {list(shape)}; the "
-                "function of this name in needle.nn.functional draws them"
-            )
-        weights = drop(weights, dropout_bits, dropout_p)
+    if dropout_p and dropout_state is None:
+        raise ArgumentError(
+            f"{_NAME}: dropout_p needs dropout_state, the state of a generator; the function of "
+            "this name in needle.nn.functional takes it from one"
+        )
+    if causal_offset is not None and not is_causal:
+        raise ArgumentError(f"{_NAME}: causal_offset moves a causal mask; pass is_causal=True too")
+    own = -3 if enable_gqa else -2  # with grouped heads, those are no axis that broadcasts
+    lead = broadcast_shapes(*(x.shape[:own] for x in (q, k, v)), op=_NAME)
     if enable_gqa:
-        result = matmul(_grouped(weights, groups), v)
-        result = reshape(result, (*result.shape[:-4], *shape[-3:-1], v.shape[-1]))
+        heads, groups = (*lead, q.shape[-3]), (*lead, k.shape[-3])
     else:
-        result = matmul(weights, v)
+        heads = groups = lead or (1,)
+    if mask is not None:
+        mask = _four_axes(mask, (*heads, *shape[-2:]))
+    drops = dropout_p if dropout_threshold(dropout_p) < 2**32 else 0.0
+    out, _ = attend(
+        _heads(q, heads),
+        _heads(k, groups),
+        _heads(v, groups),
+        mask,
+        causal_offset,
+        dropout_state,
+        causal=is_causal,
+        scale=factor,
+        dropout=drops,
+    )
+    result = permute_dims(out, (0, 2, 1, 3))
+    if dropout_p and not drops:  # all weights
+        result = where(as_tensor(False), result, 0.0)
+    result = reshape(result, (*(heads if enable_gqa else lead), q.shape[-2], v.shape[-1]))
     return result.astype(dtype, copy=False)
 
 

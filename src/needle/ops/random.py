@@ -18,6 +18,8 @@ from needle.dtypes import uint32, uint64
 from needle.errors import DTypeError, ShapeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
+from needle.ops.joining import concat
+from needle.ops.movement import reshape
 from needle.ops.record import Kind, op
 from needle.ops.samples import Array, Sample, bad, integers, normal
 from needle.shapes import Shape, Spec, as_shape
@@ -75,7 +77,7 @@ def _random_bits(state: Array, *, shape: Shape) -> tuple[Array, Array]:
     return out.reshape(-1)[:size].reshape(shape), following
 
 
-def _philox_words(b: Any, block: Any, start: Any, stream: Any, *keys: Any) -> tuple[Any, ...]:
+def philox_words(b: Any, block: Any, start: Any, stream: Any, *keys: Any) -> tuple[Any, ...]:
     """Return the four words of a block: what `_philox` computes, for one counter or a vector.
 
     Each word is the low half of 64 bits; the high halves hold what is left of products.
@@ -142,7 +144,7 @@ def _lower_random_bits(b: Any, index: Any, state: Any, *, shape: Shape) -> Any:
                 )
             )
     place = b.ravel(index, b.shape)
-    return b.several(place, 4, _philox_words, number(2), number(4), *keys)
+    return b.several(place, 4, philox_words, number(2), number(4), *keys)
 
 
 def _joined(b: Any, low: Any, high: Any) -> Any:
@@ -216,6 +218,14 @@ def random_bits(state: TensorLike, shape: int | Sequence[int]) -> tuple[Tensor, 
     """
     result: Any = apply(random_bits, as_tensor(state), shape=as_shape(shape, "random_bits"))
     return result
+
+
+def advanced(state: Tensor, blocks: int) -> Tensor:
+    """Return the state of a generator after so many more blocks, without drawing them."""
+    low, high = (state[i].astype(uint64) for i in (2, 3))
+    counter = (low | high << 32) + blocks
+    middle = [reshape(word.astype(uint32), (1,)) for word in (counter & _MASK, counter >> 32)]
+    return concat([state[:2], *middle, state[4:]])
 
 
 __all__ = ["random_bits"]

@@ -69,6 +69,7 @@ class Kind(enum.Enum):
     INDEXING = "indexing"  #: reads elements at places that are computed, or adds them up there
     SCAN = "scan"  #: runs along an axis: cumulative sums, sorting
     RANDOM = "random"  #: a pure function of a generator's state
+    ATTENTION = "attention"  #: weights of a softmax, times values, tile by tile; or gradients of it
     CONTROL = "control"  #: runs graphs, which are among its attributes
 
 
@@ -202,13 +203,44 @@ class Op(Entry):
         return plan
 
 
-class BoundRule:
-    """A vjp rule with its parameters resolved: which value each of them receives."""
+class JointRule:
+    """What one input gets of a vjp rule that gives the cotangents of several at once.
 
-    __slots__ = ("function", "inputs", "sources", "wants_out")
+    Attributes:
+        rule: returns a tuple.
+        place: of this input's cotangent in it.
+    """
+
+    def __init__(self, rule: Rule, place: int) -> None:
+        self.rule, self.place = rule, place
+        self.__wrapped__ = rule
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return the input's cotangent alone."""
+        return self.rule(*arguments)[self.place]
+
+
+def joint(rule: Rule, *names: str) -> dict[str, Rule]:
+    """Return the entries of a record's ``vjp`` for inputs whose cotangents one rule computes.
+
+    It runs once for all of them.
+    """
+    return {name: JointRule(rule, place) for place, name in enumerate(names)}
+
+
+class BoundRule:
+    """A vjp rule with its parameters resolved: which value each of them receives.
+
+    Attributes:
+        function: the rule.
+        place: of the input's cotangent in what a rule for several inputs returns; −1 for others.
+    """
+
+    __slots__ = ("function", "inputs", "place", "sources", "wants_out")
 
     def __init__(self, function: Rule, op: Op) -> None:
-        self.function = function
+        self.function: Rule = function.rule if isinstance(function, JointRule) else function
+        self.place = function.place if isinstance(function, JointRule) else -1
         self.inputs: set[int] = set()
         self.wants_out = False
         self.sources: list[tuple[str, Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from needle.backends.cpu.attending import plan_attention
 from needle.backends.cpu.control import Surroundings, plan_control
 from needle.backends.cpu.emit import no_code
 from needle.backends.cpu.kernel import KernelFunction
@@ -64,6 +65,8 @@ def plan_anchor(
         return plan_scatter(group, lower, target, threads)
     if isinstance(lower, Sort):
         return plan_sort(group, lower, target, threads)
+    if node.op.kind is Kind.ATTENTION:
+        return plan_attention(group, is_stored, target, threads)
     if node.op.kind is Kind.CONTROL:
         return plan_control(group, surroundings)
     raise no_code(node)

@@ -27,6 +27,9 @@ def kernel_of(op: Op) -> Callable[[], Callable[..., Any]] | None:
         return lambda: _module("matmul").matmul
     if op.kind is Kind.CONTRACTION:
         return lambda: _module("convolution").convolution
+    if op.kind is Kind.ATTENTION:
+        is_forward = len(op.inputs) < 6
+        return lambda: getattr(_module("eager_attention"), "forward" if is_forward else "backward")
     if not is_compound or op.kind not in (Kind.NORMALIZATION, Kind.REDUCTION):
         return None
     if len(op.inputs) == 1:
