@@ -69,22 +69,20 @@ class KeyValueCache:
         result: Tensor = self.position + arange(count)
         return result
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write the next tokens' keys and values, and return what these tokens attend to.
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the next tokens' keys and values, and return those of all tokens.
+
+        These tokens attend to all before them: their causal mask begins at `position`.
 
         Args:
             layer: number of the layer.
             keys: [batch, heads, count, head_width].
             values: likewise.
-
-        Returns:
-            All keys, all values, and the mask [count, context]: True up to the token itself.
         """
         places = self.places(keys.shape[2])
         self.keys[layer][:, :, places] = keys
         self.values[layer][:, :, places] = values
-        context = self.keys[layer].shape[2]
-        return self.keys[layer], self.values[layer], arange(context) <= places.reshape(-1, 1)
+        return self.keys[layer], self.values[layer]
 
 
 def choose_tokens(

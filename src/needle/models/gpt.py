@@ -69,11 +69,13 @@ class CausalSelfAttention(nn.Module):
         qkv = self.qkv(x).reshape(batch, time, 3, self.heads, width // self.heads)
         q, k, v = (part.squeeze(0) for part in qkv.permute_dims((2, 0, 3, 1, 4)).split(1))
         dropout = self.dropout_p if self.training else 0.0
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        else:
-            k, v, mask = cache.extend(layer, k, v)
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+        offset = None
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+            offset = cache.position
+        y = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, causal_offset=offset
+        )
         y = y.permute_dims((0, 2, 1, 3)).reshape(batch, time, width)
         return self.dropout(self.projection(y))
 

@@ -80,7 +80,7 @@ class _Forward(Pass):
         rows: Operand,
         vectors: Operand,
     ) -> None:
-        f, w, dtype, lanes = self.f, self.w, self.spec.dtype, self.lanes
+        f, w, dtype = self.f, self.w, self.spec.dtype
         q, k, v = heads
         self.turn("q", q, first, rows, self.spec.width, self.panel)
         self.scale(self.panel, self.spec.width, vectors)
@@ -109,7 +109,7 @@ class _Forward(Pass):
                 self.tile,
                 (self.row("v", v, key), w["v_row"]),
                 (self.sums, self.padded),
-                f.mul_index(vectors, lanes),
+                rows,
                 self.spec.value_width,
                 count,
                 shift,

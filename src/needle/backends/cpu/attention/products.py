@@ -6,6 +6,8 @@ vectors, and keys and values are read where they lie. Only a block of queries is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from needle.backends.cpu.attention.spec import QUERIES
 from needle.backends.cpu.gemm.microkernel import Microkernel, Tile
 from needle.backends.cpu.gemm.plan import uses_masks
@@ -195,12 +197,15 @@ def _accumulate(
             }
             kernel.call(f, pointers, k=depth, b_k=b_k, c_row=step, batch=0, row=0, column=0)
 
+        def turn(height: int) -> Callable[[Index, list[Operand]], None]:
+            return lambda i, _: tile(height, i)
+
         done: Index = 0
         rows = f.argument("rows")
         for height in heights:
             left = f.sub_index(rows, done)
             stop = f.add_index(done, f.mul_index(f.floordiv_index(left, height), height))
-            f.loop(done, stop, height, [], lambda i, _, height=height: tile(height, i))
+            f.loop(done, stop, height, [], turn(height))
             done = stop
 
     tiling.each(0, tiling.count, column)

@@ -18,8 +18,8 @@ from needle.ops.samples import Array
 #: about bits: they depend on nothing.
 QUERIES = 64
 KEYS = 64
-#: Products of queries and keys below which a call is one task.
-SMALL = 1 << 13
+#: Pairs of queries and keys from which a call is shared by tasks.
+PARALLEL_FROM = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,7 @@ def forward_work(
             found += [
                 ((b, h // group, h, h + 1, i, i + 1, 0, 0, 0), cost) for i, cost in enumerate(costs)
             ]
-    small = batch * heads * length * source < SMALL
-    return _shared(found, 1 if small else threads)
+    return _shared(found, _tasks(batch * heads * length * source, threads))
 
 
 @lru_cache(maxsize=512)
@@ -197,8 +196,7 @@ def backward_work(
     then blocks of queries and blocks of keys are items of their own, which computes weights twice.
     Sums have the same order either way.
     """
-    small = batch * heads * length * source < SMALL
-    tasks = 1 if small else threads
+    tasks = _tasks(batch * heads * length * source, threads)
     queries, keys = _blocks(length, QUERIES), _blocks(source, KEYS)
     count, group = batch * groups, heads // groups
     pairs = [(b, g) for b in range(batch) for g in range(groups)]
@@ -230,6 +228,10 @@ def backward_work(
             for j in range(keys)
         ]
     return _shared(found, tasks)
+
+
+def _tasks(pairs: int, threads: int) -> int:
+    return threads if pairs >= PARALLEL_FROM else 1
 
 
 def _blocks(extent: int, size: int) -> int:
