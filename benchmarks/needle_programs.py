@@ -101,6 +101,24 @@ def softmax(rows: int, columns: int) -> Program:
     return _call(lambda x: F.softmax(x, -1), _normal(rows, columns))
 
 
+def attention(batch: int, heads: int, length: int, width: int, grads: bool) -> Program:
+    q, k, v, g = (_normal(batch, heads, length, width, seed=i) for i in range(4))
+
+    def forward(q: ndl.Tensor, k: ndl.Tensor, v: ndl.Tensor) -> ndl.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    if not grads:
+        return _call(forward, q, k, v)
+    for x in (q, k, v):
+        x.requires_grad = True
+
+    def step(q: ndl.Tensor, k: ndl.Tensor, v: ndl.Tensor, g: ndl.Tensor) -> Any:
+        return ndl.grad(forward(q, k, v), (q, k, v), g)
+
+    chosen = _mode(step)
+    return lambda: chosen(q, k, v, g)
+
+
 def layer_norm(rows: int, columns: int) -> Program:
     x, w, b = _normal(rows, columns), ndl.ones(columns), ndl.zeros(columns)
     return _call(lambda x, w, b: F.layer_norm(x, (columns,), w, b), x, w, b)

@@ -140,6 +140,21 @@ CHAPTERS: dict[str, list[Case]] = {
         ),
         _case("cross-entropy 4096×768", "cross_entropy", times=1.3, moved=_PLANE, **_LARGE),
     ],
+    "Attention": [
+        _case(
+            f"causal attention{' and gradients' if grads else ''}, {batch}×6×{length}×64",
+            "attention",
+            times=1.0,
+            main=length == 1024,
+            batch=batch,
+            heads=6,
+            length=length,
+            width=64,
+            grads=grads,
+        )
+        for length, batch in ((256, 8), (1024, 2), (4096, 1))
+        for grads in (False, True)
+    ],
     "Products and convolutions": [
         _case("matmul 64³", "matmul", times=1.2, main=True, m=64, k=64, n=64),
         _case("matmul 127×255×511", "matmul", times=1.0, m=127, k=255, n=511),

@@ -120,6 +120,20 @@ def softmax(rows: int, columns: int) -> Program:
     return _call(lambda x: F.softmax(x, -1), _normal(rows, columns))
 
 
+def attention(batch: int, heads: int, length: int, width: int, grads: bool) -> Program:
+    q, k, v, g = (_normal(batch, heads, length, width, seed=i) for i in range(4))
+
+    def forward(q: Any, k: Any, v: Any) -> Any:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    if not grads:
+        return _call(forward, q, k, v)
+    layer = _mode(forward)
+    for x in (q, k, v):
+        x.requires_grad_()
+    return lambda: torch.autograd.grad(layer(q, k, v), (q, k, v), g)
+
+
 def layer_norm(rows: int, columns: int) -> Program:
     x, w, b = _normal(rows, columns), torch.ones(columns), torch.zeros(columns)
     return _call(lambda x, w, b: F.layer_norm(x, (columns,), w, b), x, w, b)

@@ -427,3 +427,21 @@ def test_gradient_does_not_keep_the_graph_alive():
     del y
     assert node() is None
     assert x.grad.is_leaf
+
+
+def test_a_rule_for_several_inputs_runs_once(monkeypatch):
+    calls = []
+    rules = ndl.attend.op.rules
+    rule = rules["query"].function
+
+    def counted(*arguments):
+        calls.append(1)
+        return rule(*arguments)
+
+    for name in ("query", "key", "value"):
+        monkeypatch.setattr(rules[name], "function", counted)
+    inputs = [ndl.Tensor(np.ones((1, 2, 1, 3))) for _ in range(3)]
+    out, _ = ndl.attend(*inputs)
+    out.sum().backward()
+    assert len(calls) == 1
+    assert all(x.grad is not None for x in inputs)

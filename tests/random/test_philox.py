@@ -192,3 +192,14 @@ def test_repr_tells_key_and_counter():
     generator = ndl.random.Generator(255)
     generator.random_bits(5)
     assert repr(generator) == "Generator(key=0xff, counter=2, stream=0x0)"
+
+
+@pytest.mark.parametrize("words", [0, 1, 4, 13])
+def test_reserved_words_are_those_of_the_next_draw(words):
+    drawn, reserved = ndl.random.Generator(3), ndl.random.Generator(3)
+    for generator in (drawn, reserved):
+        generator.set_state(np.array([1, 2, 2**32 - 2, 2**32 - 1, 5, 6], np.uint32))
+    expected = drawn.random_bits(words)
+    state = reserved.reserve(words)
+    assert np.array_equal(ndl.random_bits(state, words)[0].numpy(), expected.numpy())
+    assert np.array_equal(drawn.state.numpy(), reserved.state.numpy())
