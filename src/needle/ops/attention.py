@@ -14,7 +14,7 @@ from needle.ops.attention_parts import dropout_threshold
 from needle.ops.comparison import logical_and, logical_not, logical_or, where
 from needle.ops.dropout import check_probability
 from needle.ops.elementwise import TensorLike
-from needle.ops.engine import as_float_tensor, as_tensor, promoted, widen
+from needle.ops.engine import apply, as_float_tensor, as_tensor, promoted, widen
 from needle.ops.movement import broadcast_to, permute_dims, reshape
 from needle.ops.precision import Precision
 from needle.ops.record import composite
@@ -89,8 +89,13 @@ def _heads(x: Tensor, lead: Shape) -> Tensor:
     """Return ``[..., H, n, e]`` as `attend` takes it: [B, n, H, e]."""
     full: Shape = (*lead, *x.shape[-2:])
     x = x if x.shape == full else broadcast_to(x, full)
-    four = reshape(x, (math.prod(lead[:-1]), *full[-3:]))
-    return permute_dims(four, (0, 2, 1, 3))
+    four = x if x.ndim == 4 else reshape(x, (math.prod(lead[:-1]), *full[-3:]))
+    return _turned(four)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Exchange length and heads."""
+    return apply(permute_dims, x, axes=(0, 2, 1, 3))
 
 
 def _four_axes(mask: Tensor, scores: Shape) -> Tensor:
@@ -290,10 +295,11 @@ def scaled_dot_product_attention(
         scale=factor,
         dropout=drops,
     )
-    result = permute_dims(out, (0, 2, 1, 3))
+    result = _turned(out)
     if dropout_p and not drops:  # all weights
         result = where(as_tensor(False), result, 0.0)
-    result = reshape(result, (*(heads if enable_gqa else lead), q.shape[-2], v.shape[-1]))
+    shape = (*(heads if enable_gqa else lead), q.shape[-2], v.shape[-1])
+    result = result if result.shape == shape else reshape(result, shape)
     return result.astype(dtype, copy=False)
 
 

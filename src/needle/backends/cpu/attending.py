@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from needle import dtypes
 from needle.backends.cpu.attention import (
@@ -13,7 +12,6 @@ from needle.backends.cpu.attention import (
     KEY_SLOPE,
     QUERY_SLOPE,
     AttentionSpec,
-    MaskLayout,
     Work,
     backward_bytes,
     backward_work,
@@ -22,6 +20,7 @@ from needle.backends.cpu.attention import (
     emit_forward,
     forward_bytes,
     forward_work,
+    stride_words,
 )
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
@@ -121,13 +120,9 @@ def plan_attention(
     shapes = {name: (value.shape, views[name].strides) for name, value in given.items()}
     shapes |= {name: (r.shape, strides_of(r.shape)) for name, r in results.items()}
     for name, (shape, strides) in shapes.items():
-        numbers |= _strides(name, shape, strides)
-    mask = given.get("mask")
-    layout = None
-    if mask is not None:
-        a, b, c, d = (numbers[f"mask_{x}"] for x in ("batch", "head", "query", "key"))
-        layout = MaskLayout(mask.dtype, (a, b, c, d))
-    spec = AttentionSpec.of(o, node.inputs[0].dtype, width, v[3], layout)
+        numbers |= stride_words(name, shape, strides)
+    mask = given["mask"].dtype if o.masked else None
+    spec = AttentionSpec.of(o, node.inputs[0].dtype, width, v[3], mask, numbers)
     sizes = (batch, heads, groups, length, source, o.causal, threads)
 
     def work(wants: int) -> Work:
@@ -136,14 +131,3 @@ def plan_attention(
     nbytes = forward_bytes(spec, target) if is_forward else backward_bytes(spec)
     tasks = work(QUERY_SLOPE | KEY_SLOPE).tasks
     return AttentionPlan(views, results, numbers, spec, is_forward, work, tasks, nbytes)
-
-
-def _strides(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> dict[str, int]:
-    """Return the strides of an operand as the words of a call."""
-    axes: dict[int, tuple[str, ...]] = {3: ("batch", "head"), 4: ("batch", "row", "head")}
-    if name == "mask":
-        found: Any = ("batch", "head", "query", "key")
-    else:
-        found = axes.get(len(shape), ())
-    pairs = zip(found, shape, strides, strict=False)
-    return {f"{name}_{axis}": 0 if n == 1 else s for axis, n, s in pairs}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from needle.backends.cpu.attention import (
     KEY_SLOPE,
     QUERY_SLOPE,
     AttentionSpec,
-    MaskLayout,
     Work,
     backward_bytes,
     backward_work,
@@ -30,6 +29,7 @@ from needle.backends.cpu.attention import (
     emit_forward,
     forward_bytes,
     forward_work,
+    stride_words,
 )
 from needle.backends.cpu.eager_code import load_kernel
 from needle.backends.cpu.llvm import Function
@@ -37,109 +37,116 @@ from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.backends.cpu.workspaces import give_back, take
+from needle.dtypes import DType
 from needle.ops.attention_parts import Options
 from needle.ops.samples import Array
+from needle.shapes import Shape
+
+#: Layouts of calls that are remembered.
+MOST_CALLS = 512
 
 
-def forward(q: Array, k: Array, v: Array, *rest: Array, **attrs: Any) -> tuple[Array, Array] | None:
-    """Return what `attend` does; None for what is left to its reference."""
+def forward(q: Array, k: Array, v: Array, *rest: Array, **attrs: Any) -> tuple[Array, Array]:
+    """Return what `attend` does."""
     o = Options(**attrs)
-    q, k, v = (_with_rows(x) for x in (q, k, v))
+    given = {"q": _with_rows(q), "k": _with_rows(k), "v": _with_rows(v)}
     batch, length, heads, _ = q.shape
-    source, groups = k.shape[1:3]
-    extra = _prepared(o, rest)
-    spec = _spec(o, q, v, extra)
     out = maker((batch, length, heads, v.shape[3]), q.dtype)()
     lse = maker((batch, heads, length), q.dtype)()
     if out.size or lse.size:
-        work = forward_work(batch, heads, groups, length, source, o.causal, get_num_threads())
-        arrays = {"q": q, "k": k, "v": v, "out": out, "lse": lse, **extra}
-        numbers = common_numbers(o, length, source, heads, groups)
-        _run(_forward(spec), FORWARD, arrays, numbers, work, forward_bytes(spec, host()))
+        _run(True, o, {**given, **_prepared(o, rest), "out": out, "lse": lse})
     return out, lse
 
 
 def backward(
     g: Array, q: Array, k: Array, v: Array, lse: Array, delta: Array, *rest: Array, **attrs: Any
-) -> tuple[Array, Array, Array] | None:
-    """Return what `attend_slopes` does; None for what is left to its reference."""
+) -> tuple[Array, Array, Array]:
+    """Return what `attend_slopes` does."""
     o = Options(**attrs)
-    g, q, k, v, lse, delta = (_with_rows(x) for x in (g, q, k, v, lse, delta))
-    batch, length, heads, _ = q.shape
-    source, groups = k.shape[1:3]
-    extra = _prepared(o, rest)
-    spec = _spec(o, q, v, extra)
-    found = [maker(x.shape, x.dtype)() for x in (q, k, v)]
-    if any(x.size for x in found):
-        wants = QUERY_SLOPE | KEY_SLOPE
-        threads = get_num_threads()
-        work = backward_work(batch, heads, groups, length, source, o.causal, threads, wants)
-        arrays = {"q": q, "k": k, "v": v, "g": g, "lse": lse, "delta": delta, **extra}
-        arrays |= zip(("dq", "dk", "dv"), found, strict=True)
-        numbers = common_numbers(o, length, source, heads, groups)
-        _run(_backward(spec), BACKWARD, arrays, numbers, work, backward_bytes(spec))
-    return found[0], found[1], found[2]
+    given = {"g": g, "q": q, "k": k, "v": v, "lse": lse, "delta": delta}
+    given = {name: _with_rows(x) for name, x in given.items()}
+    dq, dk, dv = (maker(x.shape, x.dtype)() for x in (q, k, v))
+    if dq.size or dk.size or dv.size:
+        _run(False, o, {**given, **_prepared(o, rest), "dq": dq, "dk": dk, "dv": dv})
+    return dq, dk, dv
 
 
 def _with_rows(x: Array) -> Array:
     """Return an array whose last axis has no gaps."""
+    fits = x.shape[-1] < 2 or x.strides[-1] == x.itemsize
+    return x if fits and _is_regular(x) else np.ascontiguousarray(x)
+
+
+def _is_regular(x: Array) -> bool:
+    """Whether an array's elements lie at multiples of their size."""
     size = x.itemsize
-    fits = x.shape[-1] < 2 or x.strides[-1] == size
-    if fits and x.flags.aligned and not any(s % size for s in x.strides):
-        return x
-    return np.ascontiguousarray(x)
+    return x.flags.aligned and all(s % size == 0 for s in x.strides)
 
 
 def _prepared(o: Options, rest: Sequence[Array]) -> dict[str, Array]:
     """Return the further inputs by name, as the kernel can read them."""
     extra: dict[str, Array] = o.name(rest)
     for name, x in extra.items():
-        fits = x.flags.aligned and not any(s % x.itemsize for s in x.strides)
-        if not fits or (name == "state" and not x.flags.c_contiguous):
+        if not _is_regular(x) or (name == "state" and not x.flags.c_contiguous):
             extra[name] = np.ascontiguousarray(x).reshape(x.shape)
     return extra
 
 
-def _mask_strides(mask: Array) -> tuple[int, int, int, int]:
-    size = mask.itemsize
-    a, b, c, d = (0 if n == 1 else s // size for n, s in zip(mask.shape, mask.strides, strict=True))
-    return a, b, c, d
+class _Call(NamedTuple):
+    """A call on arrays of known layouts: all but their addresses.
+
+    Attributes:
+        run: the kernel.
+        words: what it is told.
+        places: of the arrays' addresses among the words, and that of the workspace.
+        nbytes: of the workspace.
+        work: what the tasks do; the words hold its address.
+    """
+
+    run: Callable[..., None]
+    words: Array
+    places: list[int]
+    nbytes: int
+    work: Work
 
 
-def _spec(o: Options, q: Array, v: Array, extra: dict[str, Array]) -> AttentionSpec:
-    mask = extra.get("mask")
-    layout = None if mask is None else MaskLayout(mask.dtype, _mask_strides(mask))
-    return AttentionSpec.of(o, q.dtype, q.shape[3], v.shape[3], layout)
-
-
-def _run(
-    kernel: Callable[..., None],
-    names: tuple[str, ...],
-    arrays: dict[str, Array],
-    numbers: dict[str, int],
-    work: Work,
-    nbytes: int,
-) -> None:
+def _run(is_forward: bool, o: Options, arrays: dict[str, Array]) -> None:
     """Run a kernel on arrays."""
-    values = {**numbers, "bytes": nbytes}
-    for name, array in arrays.items():
-        size = array.itemsize
-        if name == "mask":
-            axes = ("batch", "head", "query", "key")
-            values |= zip((f"mask_{a}" for a in axes), _mask_strides(array), strict=True)
-        elif array.ndim == 4:
-            strides = zip(("batch", "row", "head"), array.strides, strict=False)
-            values |= {f"{name}_{axis}": s // size for axis, s in strides}
-        elif array.ndim == 3:
-            values |= {f"{name}_batch": array.strides[0] // size}
-            values |= {f"{name}_head": array.strides[1] // size}
-        values[name] = address(array)
-    workspace = take(nbytes * work.tasks)
-    values |= {"items": address(work.items), "bounds": address(work.bounds)}
-    values["workspace"] = address(workspace)
-    words = np.array([values.get(name, 0) for name in names], np.int64)
-    kernel(address(words), work.tasks)
+    layouts = tuple([(name, x.shape, x.strides, x.dtype) for name, x in arrays.items()])
+    call = _call(is_forward, o, layouts, get_num_threads())
+    words = call.words.copy()
+    workspace = take(call.nbytes)
+    words[call.places] = [*map(address, arrays.values()), address(workspace)]
+    call.run(address(words), call.work.tasks)
     give_back(workspace)
+
+
+@functools.lru_cache(MOST_CALLS)
+def _call(
+    is_forward: bool, o: Options, layouts: tuple[tuple[str, Shape, Shape, DType], ...], threads: int
+) -> _Call:
+    """Return a call for arrays of these names, shapes, strides and dtypes."""
+    numbers: dict[str, int] = {}
+    for name, shape, strides, dtype in layouts:
+        elements = tuple(s // dtype.itemsize for s in strides)
+        numbers |= stride_words(name, shape, elements)
+    found = {name: (shape, dtype) for name, shape, _, dtype in layouts}
+    (batch, length, heads, width), dtype = found["q"]
+    source, groups = found["k"][0][1:3]
+    numbers |= common_numbers(o, length, source, heads, groups)
+    mask = found["mask"][1] if o.masked else None
+    spec = AttentionSpec.of(o, dtype, width, found["v"][0][3], mask, numbers)
+    sizes = (batch, heads, groups, length, source, o.causal, threads)
+    if is_forward:
+        names, run, work = FORWARD, _forward(spec), forward_work(*sizes)
+        nbytes = forward_bytes(spec, host())
+    else:
+        names, run = BACKWARD, _backward(spec)
+        work, nbytes = backward_work(*sizes, QUERY_SLOPE | KEY_SLOPE), backward_bytes(spec)
+    numbers |= {"bytes": nbytes, "items": address(work.items), "bounds": address(work.bounds)}
+    words = np.array([numbers.get(name, 0) for name in names], np.int64)
+    places = [names.index(name) for name in (*found, "workspace")]
+    return _Call(run, words, places, nbytes * work.tasks, work)
 
 
 @functools.cache

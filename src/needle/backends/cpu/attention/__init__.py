@@ -13,11 +13,11 @@ from needle.backends.cpu.attention.spec import (
     KEY_SLOPE,
     QUERY_SLOPE,
     AttentionSpec,
-    MaskLayout,
     Work,
     backward_work,
     common_numbers,
     forward_work,
+    stride_words,
 )
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "KEY_SLOPE",
     "QUERY_SLOPE",
     "AttentionSpec",
-    "MaskLayout",
     "Work",
     "backward_bytes",
     "backward_work",
@@ -35,4 +34,5 @@ __all__ = [
     "emit_forward",
     "forward_bytes",
     "forward_work",
+    "stride_words",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ from needle.backends.cpu.llvm import Function, Operand
 from needle.dtypes import DType
 from needle.ops.attention_parts import Options
 from needle.ops.samples import Array
+from needle.shapes import Shape
 
 #: Queries and keys of a tile. The sums of a row are taken key block by key block, so these decide
 #: about bits: they depend on nothing.
@@ -48,22 +49,19 @@ class AttentionSpec:
 
     @classmethod
     def of(
-        cls, o: Options, dtype: DType, width: int, value_width: int, mask: MaskLayout | None
+        cls,
+        o: Options,
+        dtype: DType,
+        width: int,
+        value_width: int,
+        mask: DType | None,
+        numbers: Mapping[str, int],
     ) -> AttentionSpec:
-        """Return the specification for the attributes of an op and the layout of its mask."""
-        if mask is None:
-            return cls(dtype, width, value_width, o.causal, drops=o.dropout > 0)
-        varies = mask.strides[2] != 0
-        steps = mask.strides[3] == 1
-        return cls(dtype, width, value_width, o.causal, mask.dtype, varies, steps, o.dropout > 0)
-
-
-@dataclass(frozen=True)
-class MaskLayout:
-    """A mask in memory: its dtype, and elements from batch to batch, head, query and key."""
-
-    dtype: DType
-    strides: tuple[int, int, int, int]
+        """Return the specification for the attributes of an op, and the strides of its mask."""
+        varies = mask is not None and numbers["mask_query"] != 0
+        steps = mask is not None and numbers["mask_key"] == 1
+        drops = o.dropout > 0
+        return cls(dtype, width, value_width, o.causal, mask, varies, steps, drops)
 
 
 #: Words of a call that are addresses.
@@ -127,6 +125,17 @@ class Words:
     def real(self, name: str) -> Operand:
         """Return a number that was given as the bits of a float64."""
         return Operand(self._load(name, "double"), dtypes.float64)
+
+
+def stride_words(name: str, shape: Shape, strides: Shape) -> dict[str, int]:
+    """Return the strides of an operand, in elements, by the names of their words."""
+    axes: tuple[str, ...] = ("batch", "row", "head") if len(shape) == 4 else ("batch", "head")
+    if name == "mask":
+        axes = ("batch", "head", "query", "key")
+    elif len(shape) < 3:
+        axes = ()
+    found = zip(axes, shape, strides, strict=False)
+    return {f"{name}_{axis}": 0 if n == 1 else s for axis, n, s in found}
 
 
 def common_numbers(o: Options, length: int, source: int, heads: int, groups: int) -> dict[str, int]:
