@@ -8,10 +8,12 @@ after the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 from needle.backends.cpu.conv.copying import PaddedCopy
 from needle.backends.cpu.conv.finish import Box
+from needle.backends.cpu.conv.finite import FiniteCheck
 from needle.backends.cpu.conv.phase import Line, Phase
 from needle.backends.cpu.conv.plan import DensePlan
 from needle.backends.cpu.conv.spec import ConvSpec
@@ -21,7 +23,25 @@ from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import Tiling, tile_columns
 from needle.backends.cpu.llvm import Function, Index, Operand
 
-_Visit: TypeAlias = "Callable[[int, Index, Index, tuple[int, ...], int], None]"
+_At: TypeAlias = "tuple[Index, Index, Index]"
+
+
+class Panel(NamedTuple):
+    """Channels of the result that are computed together.
+
+    Attributes:
+        number: of the phase.
+        group: of the channels.
+        column: the first, within the group.
+        widths: lanes of the vectors.
+        tail: how many lanes of the last vector exist; 0 for all.
+    """
+
+    number: int
+    group: Index
+    column: Index
+    widths: tuple[int, ...]
+    tail: int
 
 
 class Dense:
@@ -41,7 +61,14 @@ class Dense:
         _, height, width, channels = self.work.source
         self.pitch = (height * width * channels, width * channels, channels)
         if plan.copies:
-            self.pitch = (*plan.copy_pitch, channels)
+            self.pitch = plan.copy_pitch
+        #: Finds out whether all weights are finite, where that allows to leave out rows of zeros.
+        self.check = FiniteCheck(f, spec.dtype) if plan.skips else None
+        self.is_finite: Operand | None = None
+        # The task's groups, and panels of each phase.
+        self.columns: list[Tiling[tuple[int, ...]]] = []
+        self.groups: tuple[Index, Index] = (0, 1)
+        self.panels: list[tuple[Index, Index]] = []
         # The block that is being emitted: its first image and row of results.
         self.image: Index = 0
         self.row: Index = 0
@@ -55,63 +82,100 @@ class Dense:
             f.floordiv_index(f.mul_index(plan.blocks, f.add_index(part, i)), plan.grid[0])
             for i in (0, 1)
         )
+        self._set_shares(channels)
         if plan.packs:
-            for number, _ in enumerate(self.work.phases):
-                self._each_panel(number, channels, self._pack)
+            for number, phase in enumerate(self.work.phases):
+                if phase.taps:
+                    self._groups(partial(self._panels, number, visit=self._pack))
+            self.is_finite = self.check.is_finite() if self.check else None
 
         def block(b: Index, _: list[Operand]) -> None:
             self.image = f.mul_index(f.floordiv_index(b, plan.bands), plan.images)
             self.row = f.mul_index(f.mod_index(b, plan.bands), plan.rows)
-            if plan.copies:
-                self._copy()
-            for number, _phase in enumerate(self.work.phases):
-                self._each_panel(number, channels, self._panel)
+            if plan.copies and not plan.by_group:
+                self._copy(0)
+            self._groups(self._group)
 
         f.loop(first, last, 1, [], block)
 
-    def _each_panel(self, number: int, part: Index, visit: _Visit) -> None:
-        """Emit ``visit(phase, group, column, widths, tail)`` for the panels of the task's part of
-        all channels."""
+    def _set_shares(self, part: Index) -> None:
+        """Emit which groups, or panels of each phase, are the task's."""
         f, plan, work = self.f, self.plan, self.work
-        vectors = plan.shapes[number].vectors
-        panels = tile_columns(f, work.outs, self.lanes, vectors, self.masks)
-        count: Index = work.groups if plan.split_groups else panels.count
-        first, last = (
-            f.floordiv_index(f.mul_index(count, f.add_index(part, i)), plan.grid[1]) for i in (0, 1)
-        )
 
-        def group(g: Index, panels: Tiling[tuple[int, ...]], start: Index, stop: Index) -> None:
-            def panel(_: Index, column: Index, widths: tuple[int, ...], tail: Index) -> None:
-                assert isinstance(tail, int)
-                visit(number, g, column, widths, tail)
+        def share(count: Index) -> tuple[Index, Index]:
+            first, last = (
+                f.floordiv_index(f.mul_index(count, f.add_index(part, i)), plan.grid[1])
+                for i in (0, 1)
+            )
+            return first, last
 
-            panels.each(start, stop, panel)
-
+        self.columns = [
+            tile_columns(f, work.outs, self.lanes, shape.vectors, self.masks)
+            for shape in plan.shapes
+        ]
         if plan.split_groups:
-            f.loop(first, last, 1, [], lambda g, _: group(g, panels, 0, panels.count))
+            self.groups = share(work.groups)
+            self.panels = [(0, tiling.count) for tiling in self.columns]
         else:
-            group(0, panels, first, last)
+            self.panels = [share(tiling.count) for tiling in self.columns]
+
+    def _groups(self, visit: Callable[[Index], None]) -> None:
+        """Emit ``visit(group)`` for the task's groups."""
+        self.f.loop(*self.groups, 1, [], lambda g, _: visit(g))
+
+    def _panels(self, number: int, group: Index, visit: Callable[[Panel], None]) -> None:
+        """Emit ``visit(panel)`` for the task's panels of a phase and a group."""
+
+        def panel(_: Index, column: Index, widths: tuple[int, ...], tail: Index) -> None:
+            assert isinstance(tail, int)
+            visit(Panel(number, group, column, widths, tail))
+
+        self.columns[number].each(*self.panels[number], panel)
+
+    def _group(self, group: Index) -> None:
+        """Emit the tiles of a block for a group: of each panel all, or for each place all panels'.
+
+        The latter reads what is far away, and writes, once from beginning to end.
+        """
+        if self.plan.by_group:
+            self._copy(group)
+        for number in range(len(self.work.phases)):
+
+            def one_panel(panel: Panel) -> None:
+                self._places(panel.number, lambda box, at: self._tile(panel, box, at))
+
+            def one_place(box: Box, at: _At, number: int = number) -> None:
+                self._panels(number, group, lambda panel: self._tile(panel, box, at))
+
+            if self.plan.by_place:
+                self._places(number, one_place)
+            else:
+                self._panels(number, group, one_panel)
 
     # Weights
 
-    def _packed(self, number: int, group: Index, column: Index) -> str:
-        """Return where the panel stands that begins with a column."""
+    def _packed(self, panel: Panel) -> str:
+        """Return where a panel stands."""
         f, work = self.f, self.work
+        number, group, column, _, _ = panel
         products = work.phases[number].taps * work.depth
         columns = -(-work.outs // self.lanes) * self.lanes
         place = f.add_index(f.mul_index(group, columns), column)
         offset = f.add_index(self.starts[number], f.mul_index(place, products))
         return f.pointer("%workspace", offset, self.dtype)
 
-    def _pack(
-        self, number: int, group: Index, column: Index, widths: tuple[int, ...], tail: int
-    ) -> None:
+    def _pack(self, panel: Panel) -> None:
         """Emit the packing of a panel: for each product in order, the columns of a tile."""
+        self._pack_weights(panel)
+        if self.check:
+            rows = self.work.phases[panel.number].taps * self.work.depth
+            self.check.add(self._packed(panel), rows, panel.widths, panel.tail)
+
+    def _pack_weights(self, panel: Panel) -> None:
         f, work, spec = self.f, self.work, self.spec
+        number, group, column, widths, tail = panel
         phase = work.phases[number]
-        if not phase.taps:
-            return
-        target = self._packed(number, group, column)
+        target = self._packed(panel)
         total = sum(w or 1 for w in widths)
         existing = total - widths[-1] + tail if tail else total
         outs = spec.out_channels
@@ -158,15 +222,18 @@ class Dense:
 
     # Images
 
-    def _copy(self) -> None:
+    def _copy(self, group: Index) -> None:
+        """Emit the copy of the block, of all channels or those of a group."""
         f, plan, work = self.f, self.plan, self.work
-        copy = PaddedCopy(work.source, work.across, work.source[3], self.dtype, self.spec.prologue)
+        channels = work.depth if plan.by_group else work.source[3]
+        copy = PaddedCopy(work.source, work.across, channels, self.dtype, self.spec.prologue)
         top = f.add_index(f.mul_index(self.row, work.down.stride), work.down.low)
         rows = work.down.length(plan.rows)
+        channel = f.mul_index(group, work.depth)
 
         def image(i: Index, _: list[Operand]) -> None:
             offset = f.mul_index(f.sub_index(i, self.image), self.pitch[0])
-            copy.call(f, f.pointer(self.copy, offset, self.dtype), i, top, rows)
+            copy.call(f, f.pointer(self.copy, offset, self.dtype), i, top, rows, channel)
 
         f.loop(self.image, self._last_image(), 1, [], image)
 
@@ -176,60 +243,81 @@ class Dense:
 
     # Tiles
 
-    def _panel(
-        self, number: int, group: Index, column: Index, widths: tuple[int, ...], tail: int
-    ) -> None:
-        """Emit the tiles of a block for a panel of weights."""
+    def _places(self, number: int, visit: Callable[[Box, _At], None]) -> None:
+        """Emit ``visit(box, (image, row, column))`` for the tiles of a block."""
         f, plan, work = self.f, self.plan, self.work
         phase, shape = work.phases[number], plan.shapes[number]
-        if plan.packs:
-            weight, step = self._packed(number, group, column), sum(w or 1 for w in widths)
-        else:
-            start = f.add_index(f.mul_index(group, work.outs), column)
-            weight, step = f.pointer("%weight", start, self.dtype), work.result[3]
-        channel = f.add_index(f.mul_index(group, work.outs), column)
-        levels = self._levels(phase, step)
 
         def tiles(image: Index, images: int, row: Index, rows: int) -> None:
             done = 0
             for columns, count in split(phase.across.extent, shape.columns):
-                box = (images, rows, columns)
-                steps = (1, phase.down.step, phase.across.step)
-                result = self._result_pitch()
-                tile = Tile(
-                    Box(box, steps),
-                    Box(box).offsets(self._tap_pitch(phase)),
-                    Box(box).offsets(tuple(s * r for s, r in zip(steps, result, strict=True)))
-                    if self.spec.epilogue is None
-                    else (0,) * (images * rows * columns),
-                    widths,
-                    tail,
-                    levels,
-                    self.dtype,
-                    epilogue=self.spec.epilogue,
-                )
+                box = Box((images, rows, columns), (1, phase.down.step, phase.across.step))
 
-                def along(k: Index, _: list[Operand], tile: Tile = tile) -> None:
-                    self._tile(tile, phase, group, (image, row, k), channel, weight)
+                def along(k: Index, _: list[Operand], box: Box = box) -> None:
+                    visit(box, (image, row, k))
 
                 f.loop(done, done + count * columns, columns, [], along)
                 done += count * columns
 
-        last = f.min_index(f.add_index(self.row, plan.rows), phase.down.extent)
-        each_part(f, (self.image, self._last_image()), shape.images, work.source[0],
-              lambda i, images: each_part(f, (self.row, last), shape.rows, phase.down.extent,
-                                      lambda j, rows: tiles(i, images, j, rows)))  # fmt: skip
+        def images(i: Index, count: int) -> None:
+            last = f.min_index(f.add_index(self.row, plan.rows), phase.down.extent)
+            rows = (self.row, last)
+            each_part(f, rows, shape.rows, phase.down.extent, lambda j, n: tiles(i, count, j, n))
 
-    def _tile(
-        self,
-        tile: Tile,
-        phase: Phase,
-        group: Index,
-        at: tuple[Index, Index, Index],
-        channel: Index,
-        weight: str,
-    ) -> None:
+        every = (self.image, self._last_image())
+        each_part(f, every, shape.images, work.source[0], images)
+
+    def _tile(self, panel: Panel, box: Box, at: _At) -> None:
         """Emit the call that computes one tile, which begins at an image, row and column."""
+        f, plan, work = self.f, self.plan, self.work
+        phase = work.phases[panel.number]
+        if plan.packs:
+            weight, step = self._packed(panel), sum(w or 1 for w in panel.widths)
+        else:
+            start = f.add_index(f.mul_index(panel.group, work.outs), panel.column)
+            weight, step = f.pointer("%weight", start, self.dtype), work.result[3]
+        levels = self._levels(phase, step)
+        source, offset = self._source(phase, panel.group, at)
+        image, row, column = at
+        values: dict[str, Index] = {}
+        if self.is_finite is not None and phase.down.taps > 1:
+            low, turns = self._seen_rows(phase.down, row, box.counts[1])
+            values["turns"] = turns
+            offset = f.add_index(offset, f.mul_index(low, levels[0].a))
+            weight = f.pointer(weight, f.mul_index(low, levels[0].b), self.dtype)
+            levels = (levels[0]._replace(turns=None), *levels[1:])
+        result = self._result_pitch()
+        out = (0,) * box.size
+        if self.spec.epilogue is None:
+            out = box.offsets([s * r for s, r in zip(box.steps, result, strict=True)])
+        tile = Tile(
+            box,
+            box.offsets(self._tap_pitch(phase)),
+            out,
+            panel.widths,
+            panel.tail,
+            levels,
+            self.dtype,
+            epilogue=self.spec.epilogue,
+        )
+        channel = f.add_index(f.mul_index(panel.group, work.outs), panel.column)
+        values |= {
+            "image": image,
+            "row": _result(f, row, phase.down),
+            "column": _result(f, column, phase.across),
+        }
+        to = "%out"
+        if tile.epilogue is None:
+            place = channel
+            for name, pitch in zip(("image", "row", "column"), result, strict=True):
+                place = f.add_index(place, f.mul_index(values[name], pitch))
+            to = f.pointer("%out", place, self.dtype)
+        first = f.pointer(source, offset, self.dtype)
+        pointers = {"a": first, "b": weight, "out": to, "extra": "%extra"}
+        tile.call(f, pointers, channel=channel, **values)
+
+    def _source(self, phase: Phase, group: Index, at: _At) -> tuple[str, Index]:
+        """Return what a tile reads, and where its first tap does."""
         f, plan, work = self.f, self.plan, self.work
         image, row, column = at
         places = [image, self._read(row, phase.down), self._read(column, phase.across)]
@@ -240,25 +328,30 @@ class Dense:
             places[1] = f.sub_index(places[1], top)
             places[2] = f.sub_index(places[2], work.across.low)
             source = self.copy
-        offset: Index = f.mul_index(group, work.depth)
+        offset: Index = 0 if plan.by_group else f.mul_index(group, work.depth)
         for place, pitch in zip(places, self.pitch, strict=True):
             offset = f.add_index(offset, f.mul_index(place, pitch))
-        pointers = {
-            "a": f.pointer(source, offset, self.dtype), "b": weight,
-            "out": "%out", "extra": "%extra",
-        }  # fmt: skip
-        values = {
-            "image": image,
-            "row": _result(f, row, phase.down),
-            "column": _result(f, column, phase.across),
-            "channel": channel,
-        }
-        if tile.epilogue is None:
-            offset = channel
-            for value, pitch in zip(values.values(), self._result_pitch(), strict=False):
-                offset = f.add_index(offset, f.mul_index(value, pitch))
-            pointers["out"] = f.pointer("%out", offset, self.dtype)
-        tile.call(f, pointers, **values)
+        return source, offset
+
+    def _seen_rows(self, line: Line, row: Index, rows: int) -> tuple[Index, Index]:
+        """Return the first row of the kernel, and how many, that see rows of the image in a tile.
+
+        The others see zeros alone: but for weights that are not finite, their products change no
+        sum.
+        """
+        f, taps, dilation = self.f, line.taps, line.dilation
+        assert self.is_finite is not None
+        height = self.work.source[1]
+        first = self._read(row, line)
+        last = self._read(f.add_index(row, rows - 1), line)
+        before = _positive(f, f.sub_index(0, last))
+        low = f.floordiv_index(f.add_index(before, dilation - 1), dilation)
+        within = _positive(f, f.sub_index(height, first))
+        high = f.floordiv_index(f.add_index(within, dilation - 1), dilation)
+        high = f.min_index(high, taps)
+        low = f.select(self.is_finite, f.operand(f.min_index(low, high)), f.operand(0))
+        high = f.select(self.is_finite, f.operand(high), f.operand(taps))
+        return low, f.sub_index(high, low)
 
     def _read(self, result: Index, line: Line) -> Index:
         """Return where the first tap of a result reads."""
@@ -278,7 +371,18 @@ class Dense:
         """Return the loops over taps and channels; those whose elements are neighbours as one."""
         down, across, depth = phase.down, phase.across, self.work.depth
         row, column = down.dilation * self.pitch[1], across.dilation * self.pitch[2]
+        inner = nest([(across.taps, column), (depth, 1)], step)
+        if self.is_finite is not None and down.taps > 1:
+            return (Level(down.taps, row, across.taps * depth * step), *inner)
         return nest([(down.taps, row), (across.taps, column), (depth, 1)], step)
+
+
+def _positive(f: Function, x: Index) -> Index:
+    """Return x, or 0 if it is negative."""
+    if isinstance(x, int):
+        return max(x, 0)
+    zero = f.operand(0)
+    return f.select(f.compare("sgt", x, zero), x, zero)
 
 
 def _result(f: Function, number: Index, line: Line) -> Index:

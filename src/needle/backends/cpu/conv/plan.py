@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from needle.backends.cpu.conv.phase import Correlations, Phase, correlations
+from needle.backends.cpu.conv.phase import Correlations, Line, Phase, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM, split
 from needle.backends.cpu.target import Target
@@ -30,6 +30,8 @@ RESIDENT_BYTES = 384 << 10
 #: Pixels of a task from which weights are copied into panels: copying an element costs about half
 #: a cycle, its use for a pixel 0.03.
 PACKED_FROM_PIXELS = 160
+#: Products of an element from which the channels of a group are copied to lie side by side.
+COPIED_FROM = 64
 #: Cycles to copy an element: of a weight, and of an image.
 PACK_CYCLES, COPY_CYCLES = 0.4, 0.25
 #: Cycles that an element of an image and a vector of weights take besides, for each product.
@@ -59,6 +61,9 @@ class DensePlan:
         rows: of a block's results, in each phase: all of them if there are several images.
         copies: whether a block is copied first, zeros around it.
         packs: whether weights are copied into panels first.
+        skips: whether rows of the kernel are left out where they see zeros alone.
+        by_group: whether a group's channels are copied at a time.
+        by_place: whether a tile is computed for all channels of a task, before the next is.
         grid: into how many parts blocks and channels are split: the tasks.
         split_groups: whether channels are split by groups, or by panels of a group.
     """
@@ -69,6 +74,9 @@ class DensePlan:
     rows: int
     copies: bool
     packs: bool
+    skips: bool
+    by_group: bool
+    by_place: bool
     grid: tuple[int, int]
     split_groups: bool
 
@@ -88,10 +96,11 @@ class DensePlan:
         return -(-self.work.source[0] // self.images) * self.bands
 
     @property
-    def copy_pitch(self) -> tuple[int, int]:
-        """Elements of the copy from one image to the next, and from one row to the next."""
-        row = self.work.across.length(self.work.across.extent) * self.work.source[3]
-        return self.work.down.length(self.rows) * row, row
+    def copy_pitch(self) -> tuple[int, int, int]:
+        """Elements of the copy from one image to the next, one row, one pixel."""
+        channels = self.work.depth if self.by_group else self.work.source[3]
+        row = self.work.across.length(self.work.across.extent) * channels
+        return self.work.down.length(self.rows) * row, row, channels
 
     def panel_starts(self, lanes: int) -> list[int]:
         """Return where the panels of each phase begin, in elements, and where the last ends."""
@@ -115,27 +124,59 @@ def plan_dense(spec: ConvSpec, target: Target, threads: int) -> DensePlan:
     work = correlations(spec)
     lanes = target.lanes(spec.dtype)
     itemsize = spec.dtype.itemsize
-    copies = work.is_padded or spec.prologue is not None
-    shapes = tuple(_choose_shape(work, p, lanes, target.registers) for p in work.phases)
+    taps = math.prod(spec.kernel)
+    by_group = work.groups > 1 and taps * work.outs >= COPIED_FROM
+    copies = work.is_padded or spec.prologue is not None or by_group
+    skipped = [_seen_rows(p.down, work.source[1]) for p in work.phases]
+    shapes = tuple(
+        _choose_shape(work, p, seen, lanes, target.registers)
+        for p, seen in zip(work.phases, skipped, strict=True)
+    )
     if math.lcm(*(s.images for s in shapes)) > MOST_ROWS:
         shapes = tuple(replace(s, images=1) for s in shapes)
-    images, rows = _choose_block(work, itemsize, threads)
+    images, rows = _choose_block(work, by_group, itemsize, threads)
     # Only the last tiles of an axis may be smaller: see `dense`.
     if images < work.source[0]:
         images += -images % math.lcm(*(s.images for s in shapes))
     if rows < work.down.extent:
         rows += -rows % math.lcm(*(s.rows for s in shapes))
-    plan = DensePlan(work, shapes, images, rows, copies, True, (1, 1), work.groups > 1)
+    groups = work.groups > 1
+    plan = DensePlan(
+        work, shapes, images, rows, copies, True, False, by_group, False, (1, 1), groups
+    )
     grid = _choose_grid(plan, lanes, threads)
     pixels = work.source[0] * work.down.extent * work.across.extent // grid[0]
     packs = spec.form == "input_grad" or pixels >= PACKED_FROM_PIXELS
-    return replace(plan, packs=packs, grid=grid)
+    skips = packs and any(_share_seen(seen) < 1 for seen in skipped)
+    weights = taps * work.depth * work.result[3] * itemsize // (work.groups * grid[1])
+    by_place = weights <= RESIDENT_BYTES and work.groups == 1
+    return replace(plan, packs=packs, grid=grid, skips=skips, by_place=by_place)
 
 
-def _choose_block(work: Correlations, itemsize: int, threads: int) -> tuple[int, int]:
+def _seen_rows(line: Line, height: int) -> tuple[tuple[int, int], ...]:
+    """Return, for each row of results, which rows of the kernel see the image: first, last + 1."""
+    found = []
+    for row in range(line.extent):
+        first = row * line.stride + line.offset
+        low = min(max(0, -(first // line.dilation)), line.taps)
+        found.append((low, max(low, min(line.taps, -(-(height - first) // line.dilation)))))
+    return tuple(found)
+
+
+def _share_seen(seen: tuple[tuple[int, int], ...]) -> float:
+    """Return the share of all rows of the kernel that see the image."""
+    taps = max((high for _, high in seen), default=0)
+    every = taps * len(seen)
+    return sum(high - low for low, high in seen) / every if every else 1.0
+
+
+def _choose_block(
+    work: Correlations, by_group: bool, itemsize: int, threads: int
+) -> tuple[int, int]:
     """Return how many images make a block, and how many rows of results."""
     n, extent = work.source[0], max(work.down.extent, 1)
-    row_bytes = work.across.length(work.across.extent) * work.source[3] * itemsize
+    channels = work.depth if by_group else work.source[3]
+    row_bytes = work.across.length(work.across.extent) * channels * itemsize
     shared = work.down.span - work.down.stride
     for room in (BLOCK_BYTES, 2 * BLOCK_BYTES, MOST_BYTES):
         fitting = (room // max(row_bytes, 1) - work.down.span) // work.down.stride + 1
@@ -152,7 +193,7 @@ def _choose_block(work: Correlations, itemsize: int, threads: int) -> tuple[int,
     if bands > 1:
         return 1, -(-extent // bands)
     taps = max((p.taps for p in work.phases), default=1)
-    weights = taps * work.depth * work.outs * work.groups * itemsize
+    weights = taps * work.depth * work.outs * (1 if by_group else work.groups) * itemsize
     pixels = max(work.down.extent * work.across.extent, 1)
     wanted = 1 if weights <= RESIDENT_BYTES else -(-BLOCK_PIXELS // pixels)
     image_bytes = max(work.down.length(extent) * row_bytes, 1)
@@ -179,7 +220,10 @@ def _choose_grid(plan: DensePlan, lanes: int, threads: int) -> tuple[int, int]:
         channels = threads // blocks
         if threads % blocks or blocks > plan.blocks or channels > parts:
             continue
-        busiest = -(-plan.blocks // blocks) / plan.blocks * -(-parts // channels) / parts
+        share = -(-plan.blocks // blocks) / plan.blocks
+        if plan.bands == 1:
+            share = min(1.0, -(-plan.blocks // blocks) * plan.images / work.source[0])
+        busiest = share * -(-parts // channels) / parts
         cost = work.products / (2 * lanes) * busiest
         cost += PACK_CYCLES * weights / channels + COPY_CYCLES * copied / blocks
         if cost < best:
@@ -187,14 +231,28 @@ def _choose_grid(plan: DensePlan, lanes: int, threads: int) -> tuple[int, int]:
     return chosen
 
 
-def _choose_shape(work: Correlations, phase: Phase, lanes: int, registers: int) -> Shape:
+def _choose_shape(
+    work: Correlations,
+    phase: Phase,
+    seen: tuple[tuple[int, int], ...],
+    lanes: int,
+    registers: int,
+) -> Shape:
     extents = (work.source[0], phase.down.extent, phase.across.extent)
-    return choose_shape(extents, work.outs, max(phase.taps * work.depth, 1), lanes, registers)
+    products = max(phase.taps * work.depth, 1)
+    if _share_seen(seen) == 1:
+        seen = ()
+    return choose_shape(extents, work.outs, products, lanes, registers, seen)
 
 
 @lru_cache(maxsize=4096)
 def choose_shape(
-    extents: tuple[int, int, int], outs: int, products: int, lanes: int, registers: int
+    extents: tuple[int, int, int],
+    outs: int,
+    products: int,
+    lanes: int,
+    registers: int,
+    seen: tuple[tuple[int, int], ...] = (),
 ) -> Shape:
     """Return the tile with which all tiles together take the least time.
 
@@ -204,6 +262,8 @@ def choose_shape(
         products: that are summed for an element.
         lanes: of a vector.
         registers: vectors in registers: all sums, a row of the weights, one element of the image.
+        seen: for each row of pixels, which part of the products (first, last + 1) is computed;
+            empty if it is all for each.
     """
     best, chosen = math.inf, Shape(1, 1, 1, 1)
     across = max(-(-outs // lanes), 1)
@@ -213,9 +273,11 @@ def choose_shape(
         for box in _boxes(n, height, width, most):
             cost = 0.0
             kinds = 0
-            for tile, count in _tiles((n, height, width), box):
+            shares = _shares(seen, height, box[1])
+            for tile, count, is_last in _tiles((n, height, width), box):
+                summed = products * shares[is_last]
                 for wide, panels in split(across, vectors):
-                    cost += count * panels * tile_cycles(tile, wide, products)
+                    cost += count * panels * tile_cycles(tile, wide, summed)
                     kinds += 1
             # Every kind of tile is a function more to compile.
             cost *= 1 + 0.01 * kinds
@@ -225,7 +287,8 @@ def choose_shape(
 
 
 def _boxes(n: int, height: int, width: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Yield boxes of at most so many pixels: parts of a row, whole rows, whole images."""
+    """Yield boxes of at most so many pixels: parts of a row, whole rows, one row of several images,
+    whole images."""
     seen = set()
     for size in range(1, min(most, width) + 1):
         columns = split(width, size)[0][0]
@@ -238,23 +301,38 @@ def _boxes(n: int, height: int, width: int, most: int) -> Iterator[tuple[int, in
         for rows in range(1, min(most // columns, height) + 1):
             if rows < height:
                 yield 1, rows, columns
-                continue
-            for images in range(1, min(most // (columns * rows), n) + 1):
+                if rows > 1:
+                    continue
+            for images in range(1 + (rows < height), min(most // (columns * rows), n) + 1):
                 yield images, rows, columns
 
 
-def _tiles(extents: tuple[int, int, int], box: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
-    """Yield the sizes of all tiles, and how many there are: along rows near-equal, else whole ones
-    and what is left."""
+def _tiles(
+    extents: tuple[int, int, int], box: tuple[int, int, int]
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield the sizes of all tiles, how many there are, and whether they have the rows that are
+    left: along rows tiles are near-equal, else whole ones and what is left."""
     axes = [[(b, e // b), (e % b, 1)] for e, b in zip(extents[:2], box[:2], strict=True)]
     for images, rows, columns in itertools.product(*axes, split(extents[2], box[2])):
         count = images[1] * rows[1] * columns[1]
         size = images[0] * rows[0] * columns[0]
         if count and size:
-            yield size, count
+            yield size, count, rows is axes[1][1]
 
 
-def tile_cycles(rows: int, vectors: int, products: int) -> float:
+def _shares(seen: tuple[tuple[int, int], ...], height: int, rows: int) -> tuple[float, float]:
+    """Return the share of products that is computed: in tiles of so many rows, and in that of the
+    rows that are left."""
+    if not seen:
+        return 1.0, 1.0
+    taps = max(high for _, high in seen)
+    whole = height // rows * rows
+    starts = range(0, whole, rows)
+    first = sum(seen[r][1] - seen[r + rows - 1][0] for r in starts) / (taps * max(len(starts), 1))
+    return first, (seen[whole][1] - seen[-1][0]) / taps if whole < height else 1.0
+
+
+def tile_cycles(rows: int, vectors: int, products: float) -> float:
     """Return about how many cycles a tile takes.
 
     For each product: two multiply-adds or loads a cycle, of which none waits less than 4 cycles for
