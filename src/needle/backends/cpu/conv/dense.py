@@ -282,7 +282,7 @@ class Dense:
         values: dict[str, Index] = {}
         if self.is_finite is not None and phase.down.taps > 1:
             low, turns = self._seen_rows(phase.down, row, box.counts[1])
-            values["turns"] = turns
+            values["turns0"] = turns
             offset = f.add_index(offset, f.mul_index(low, levels[0].a))
             weight = f.pointer(weight, f.mul_index(low, levels[0].b), self.dtype)
             levels = (levels[0]._replace(turns=None), *levels[1:])
@@ -344,9 +344,9 @@ class Dense:
         height = self.work.source[1]
         first = self._read(row, line)
         last = self._read(f.add_index(row, rows - 1), line)
-        before = _positive(f, f.sub_index(0, last))
+        before = positive(f, f.sub_index(0, last))
         low = f.floordiv_index(f.add_index(before, dilation - 1), dilation)
-        within = _positive(f, f.sub_index(height, first))
+        within = positive(f, f.sub_index(height, first))
         high = f.floordiv_index(f.add_index(within, dilation - 1), dilation)
         high = f.min_index(high, taps)
         low = f.select(self.is_finite, f.operand(f.min_index(low, high)), f.operand(0))
@@ -377,7 +377,7 @@ class Dense:
         return nest([(down.taps, row), (across.taps, column), (depth, 1)], step)
 
 
-def _positive(f: Function, x: Index) -> Index:
+def positive(f: Function, x: Index) -> Index:
     """Return x, or 0 if it is negative."""
     if isinstance(x, int):
         return max(x, 0)

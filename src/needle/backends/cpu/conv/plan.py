@@ -270,7 +270,7 @@ def choose_shape(
     n, height, width = (max(e, 1) for e in extents)
     for vectors in range(1, min(across, 4) + 1):
         most = min((registers - 1 - vectors) // vectors, MOST_ROWS)
-        for box in _boxes(n, height, width, most):
+        for box in _boxes(n, height, width, most, bool(seen)):
             cost = 0.0
             kinds = 0
             shares = _shares(seen, height, box[1])
@@ -286,9 +286,11 @@ def choose_shape(
     return chosen
 
 
-def _boxes(n: int, height: int, width: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Yield boxes of at most so many pixels: parts of a row, whole rows, one row of several images,
-    whole images."""
+def _boxes(
+    n: int, height: int, width: int, most: int, side_by_side: bool
+) -> Iterator[tuple[int, int, int]]:
+    """Yield boxes of at most so many pixels: parts of a row, whole rows, whole images; perhaps one
+    row of several images."""
     seen = set()
     for size in range(1, min(most, width) + 1):
         columns = split(width, size)[0][0]
@@ -301,7 +303,7 @@ def _boxes(n: int, height: int, width: int, most: int) -> Iterator[tuple[int, in
         for rows in range(1, min(most // columns, height) + 1):
             if rows < height:
                 yield 1, rows, columns
-                if rows > 1:
+                if rows > 1 or not side_by_side:
                     continue
             for images in range(1 + (rows < height), min(most // (columns * rows), n) + 1):
                 yield images, rows, columns

@@ -9,8 +9,9 @@ O]``, results ``y [N, OH, OW, O]``. Extents are those of the forward convolution
 | ``"input_grad"`` | g, as y | w | as x | the same over (tap row, tap column, channel of g) |
 | ``"weight_grad"`` | x | g, as y | as w | blocks of pixels |
 
-Outside of an image there are zeros, and they are multiplied like other elements: as in the
-reference, an infinite weight makes NaN of them.
+Outside of an image, or of a cotangent, there are zeros, and they are multiplied like other
+elements: an infinite weight makes NaN of them. So does the reference; but of the gradient by the
+input only for some shapes, where it gathers from the cotangent and does not scatter it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Level(NamedTuple):
     """One of the nested loops over products.
 
     Attributes:
-        turns: how many; None: given when the tile is called (of the outermost level only).
+        turns: how many; None: given when the tile is called.
         a: elements of A from one turn to the next.
         b: elements of B.
     """
@@ -107,9 +107,8 @@ class Tile:
         arguments |= self.finish.arguments()
         if self.resumes:
             arguments |= Resumed.arguments()
-        if self.levels and self.levels[0].turns is None:
-            arguments["turns"] = "i64"
-        return arguments
+        unknown = [f"turns{i}" for i, level in enumerate(self.levels) if level.turns is None]
+        return arguments | dict.fromkeys(unknown, "i64")
 
     def call(self, f: Function, pointers: dict[str, str], **values: Index) -> None:
         """Emit a call.
@@ -118,7 +117,8 @@ class Tile:
             f: the caller.
             pointers: ``a`` and ``b`` at the tile's first elements, and without epilogue ``out``;
                 else ``out`` and ``extra`` as they are; ``partial`` if it resumes.
-            values: the place of the first element, ``first``, ``last``, ``turns``.
+            values: the place of the first element, ``first``, ``last``, and the
+                turns of each level that are not known: ``turns0`` …
         """
         given = {**pointers, **values}
         call_function(f, self.key, self.arguments, given, lambda m: _Emitter(self, m).emit())
@@ -153,7 +153,7 @@ class _Emitter:
         """Emit the loops from a level on."""
         f, tile = self.f, self.tile
         level = tile.levels[depth]
-        count: Index = f.argument("turns") if level.turns is None else level.turns
+        count: Index = f.argument(f"turns{depth}") if level.turns is None else level.turns
         is_last = depth == len(tile.levels) - 1
         unroll = self._unroll(level) if is_last and level.turns is not None else 1
 

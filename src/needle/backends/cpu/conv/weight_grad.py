@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from needle.backends.cpu.conv.copying import PaddedCopy
-from needle.backends.cpu.conv.dense import each_part
+from needle.backends.cpu.conv.dense import each_part, positive
 from needle.backends.cpu.conv.finish import Box
+from needle.backends.cpu.conv.finite import FiniteCheck
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.tile import Level, Tile, nest
 from needle.backends.cpu.conv.weight_plan import Summed, WeightPlan
@@ -45,6 +46,9 @@ class WeightGrad:
         self.partial = f.pointer("%workspace", plan.copy_elements(spec), spec.dtype)
         packed = plan.copy_elements(spec) + plan.partial_elements(spec, self.lanes)
         self.packed = f.pointer("%workspace", packed, spec.dtype)
+        #: Finds out whether the cotangent is finite, where that allows to leave out rows of zeros.
+        self.check = FiniteCheck(f, spec.dtype) if plan.skips else None
+        self.is_finite: Operand | None = None
         self.resumes = not plan.is_one_block(spec)
         # The task: which panels or groups, parts of the input channels, rows of the kernel.
         self.panels: tuple[Index, Index] = (0, 0)
@@ -196,6 +200,10 @@ class WeightGrad:
                 source, to = (g, self.dtype, spec.out_channels), (self.packed, self.dtype, step)
                 packing.copy_rows(f, source, to, self._pixels(), existing)
                 g = self.packed
+            if self.check:
+                self.check.reset()
+                self.check.add(g, self._pixels(), widths, tail, step)
+                self.is_finite = self.check.is_finite()
             at = (group, p, channel)
             self._parts(lambda part: self._tiles(part, at, (widths, tail), (g, step)))
 
@@ -219,7 +227,7 @@ class WeightGrad:
         f, plan, spec = self.f, self.plan, self.spec
         group, panel, channel = at
         g, step = cotangent
-        levels, turns = self._levels(part.size, step)
+        levels = self._levels(part.size, step)
         kept = self._partial_panel(group, panel, part)
 
         def tiles(i: Index, rows: int, j: Index, across: int) -> None:
@@ -229,7 +237,7 @@ class WeightGrad:
                 tile = self._tile(box, part.size, vectors, levels)
 
                 def along(d: Index, _: list[Operand], tile: Tile = tile) -> None:
-                    self._call(tile, (i, j, d), (group, part, channel), (g, kept), turns)
+                    self._call(tile, (i, j, d), (group, part, channel), (g, kept))
 
                 f.loop(done, done + count * channels, channels, [], along)
                 done += count * channels
@@ -246,28 +254,64 @@ class WeightGrad:
         rows = f.min_index(self.plan.blocks.rows, f.sub_index(counts[0], self.row))
         return f.mul_index(f.mul_index(self._images(), rows), counts[1])
 
-    def _levels(self, size: int, step: int) -> tuple[tuple[Level, ...], Index]:
-        """Return the loops over the pixels of a block, which lie ``step`` elements apart in the
-        cotangent, and how often the outermost runs, if that is not the same for all blocks."""
-        f, plan, spec = self.f, self.plan, self.spec
+    def _levels(self, size: int, step: int) -> tuple[Level, ...]:
+        """Return the loops over the pixels of a block: of images, rows, columns. The pixels lie
+        ``step`` elements apart in the cotangent."""
+        plan, spec = self.plan, self.spec
         image, row, pixel = self._pitch(size)
         rows, columns = spec.counts
-        inner = [(columns, plan.across.stride * pixel)]
-        pitch, most = plan.down.stride * row, plan.blocks.rows
-        count = f.min_index(most, f.sub_index(rows, self.row))
-        extent = rows
-        if plan.blocks.images > 1 or not spec.images:
-            inner.insert(0, (rows, pitch))
-            pitch, most, extent = image, plan.blocks.images, spec.images
-            count = self._images()
-        if extent and extent % most == 0:
-            return nest([(most, pitch), *inner], step), 0
-        first, *others = nest(inner, step)
-        assert first.turns is not None
-        if pitch == first.turns * first.a:
-            return (first._replace(turns=None), *others), f.mul_index(count, first.turns)
-        outer = Level(None, pitch, step * math.prod(turns for turns, _ in inner))
-        return (outer, first, *others), count
+        down, across = plan.down.stride * row, plan.across.stride * pixel
+        blocks = plan.blocks
+        if plan.skips:
+            known = self._known_images()
+            outer = Level(known, image, rows * columns * step)
+            inner = nest([(columns, across)], step)
+            return outer, Level(None, down, columns * step), *inner
+        if blocks.images > 1 or not spec.images:
+            loops, outermost = [(rows, down), (columns, across)], image
+            known = self._known_images()
+        else:
+            loops, outermost = [(columns, across)], down
+            known = None if rows % blocks.rows else blocks.rows
+        if known is not None:
+            return nest([(known, outermost), *loops], step)
+        first, *others = nest(loops, step)
+        if first.turns is not None and outermost == first.turns * first.a:
+            return first._replace(turns=None), *others
+        products = math.prod(turns for turns, _ in loops)
+        return Level(None, outermost, step * products), first, *others
+
+    def _known_images(self) -> int | None:
+        """Return how many images a block has, if that is the same for all."""
+        images, most = self.spec.images, self.plan.blocks.images
+        return None if not images or images % most else most
+
+    def _turns(self, tile: Tile, kernel_row: Index) -> tuple[dict[str, Index], Index]:
+        """Return the turns of loops that are not known, and the first row of the block, counted
+        from the block's first, that a tile's rows of the kernel see in an image."""
+        f, plan, spec = self.f, self.plan, self.spec
+        rows, columns = spec.counts
+        count = f.min_index(plan.blocks.rows, f.sub_index(rows, self.row))
+        if not plan.skips:
+            of_images = plan.blocks.images > 1 or not spec.images
+            turns = self._images() if of_images else count
+            if len(tile.levels) == 1 and tile.levels[0].turns is None:
+                # The loops are one, over pixels that follow each other.
+                turns = f.mul_index(turns, rows * columns if of_images else columns)
+            return {"turns0": turns}, 0
+        assert self.is_finite is not None
+        stride, offset, height = plan.down.stride, plan.down.low, spec.height
+        dilation = spec.dilation[0]
+        first = f.add_index(f.mul_index(kernel_row, dilation), offset)
+        last = f.add_index(first, (tile.box.counts[0] - 1) * dilation)
+        before = f.add_index(positive(f, f.sub_index(0, last)), stride - 1)
+        within = f.add_index(positive(f, f.sub_index(height, first)), stride - 1)
+        low = positive(f, f.sub_index(f.floordiv_index(before, stride), self.row))
+        high = positive(f, f.sub_index(f.floordiv_index(within, stride), self.row))
+        high = f.min_index(high, count)
+        low = f.select(self.is_finite, f.operand(f.min_index(low, high)), f.operand(0))
+        high = f.select(self.is_finite, f.operand(high), f.operand(count))
+        return {"turns0": self._images(), "turns1": f.sub_index(high, low)}, low
 
     def _tile(
         self,
@@ -317,7 +361,6 @@ class WeightGrad:
         at: tuple[Index, Index, Index],
         channels: tuple[Index, Part, Index],
         pointers: tuple[str, str],
-        turns: Index,
     ) -> None:
         """Emit the call that computes one tile.
 
@@ -326,7 +369,6 @@ class WeightGrad:
             at: its first row and column of the kernel, and channel of the part.
             channels: the group; the part of its input channels; the panel's first channel.
             pointers: the cotangent; the panel's sums of the blocks so far.
-            turns: of the outermost loop.
         """
         f, plan, spec = self.f, self.plan, self.spec
         i, j, d = at
@@ -335,6 +377,7 @@ class WeightGrad:
         source = self._copied(part)
         first = f.mul_index(f.sub_index(self.row, self.copied), plan.down.stride)
         places: list[Index] = [0, first, 0]
+        turns, low = self._turns(tile, i)
         offset = d
         if not plan.copies:
             source = "%image"
@@ -344,6 +387,10 @@ class WeightGrad:
             offset = f.add_index(first_channel, d)
         places[1] = f.add_index(places[1], f.mul_index(i, spec.dilation[0]))
         places[2] = f.add_index(places[2], f.mul_index(j, spec.dilation[1]))
+        g = pointers[0]
+        if plan.skips:
+            places[1] = f.add_index(places[1], f.mul_index(low, plan.down.stride))
+            g = f.pointer(g, f.mul_index(low, tile.levels[1].b), self.dtype)
         for place, step in zip(places, pitch, strict=True):
             offset = f.add_index(offset, f.mul_index(place, step))
         row = f.mul_index(f.sub_index(i, self.rows[0]), spec.kernel[1])
@@ -351,7 +398,7 @@ class WeightGrad:
         within = f.mul_index(row, sum(w or 1 for w in tile.widths))
         given = {
             "a": f.pointer(source, offset, self.dtype),
-            "b": pointers[0],
+            "b": g,
             "out": "%out",
             "extra": "%extra",
             "partial": f.pointer(pointers[1], within, self.dtype) if self.resumes else "null",
@@ -363,7 +410,7 @@ class WeightGrad:
             "channel": channel,
             "first": self.is_first,
             "last": self.is_last,
-            "turns": turns,
+            **turns,
         }
         if tile.epilogue is None:
             offset = channel

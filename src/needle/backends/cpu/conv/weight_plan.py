@@ -27,6 +27,9 @@ APART = 1024
 PACKED_FROM = 160
 #: The same of an image, from so many products of an element.
 COPIED_FROM = 256
+#: Share of the products with rows of an image below which those with rows outside are left out: to
+#: check that this is allowed takes time, too.
+SKIPPED_BELOW = 0.97
 #: Fewer channels are not worth a part of their own.
 FEWEST_CHANNELS = 8
 
@@ -75,6 +78,7 @@ class WeightPlan:
         bands: bands of an image that are copied together.
         copies: whether what is read is copied first, zeros around it.
         packs: whether a panel of a block of the cotangent is copied first.
+        skips: whether rows of the cotangent are left out where a tap sees zeros alone.
         down, across: what is read.
         grid: into how many parts are split: output channels or groups, input channels, and rows of
             the kernel: the tasks.
@@ -87,6 +91,7 @@ class WeightPlan:
     bands: int
     copies: bool
     packs: bool
+    skips: bool
     down: Seen
     across: Seen
     grid: tuple[int, int, int]
@@ -187,6 +192,7 @@ def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan
         bands,
         copies,
         kh * kw * spec.depth >= PACKED_FROM and spec.out_channels * spec.dtype.itemsize >= APART,
+        _seen_share(spec) < SKIPPED_BELOW,
         down,
         across,
         (1, 1, 1),
@@ -225,6 +231,14 @@ def _choose_grid(
             if cost < best:
                 best, chosen = cost, (first, second, third)
     return chosen
+
+
+def _seen_share(spec: ConvSpec) -> float:
+    """Return the share of the products that are with rows of the image, not with those outside."""
+    down = spec.sweeps[0]
+    seen = (down.inside(t * down.dilation, spec.height)[0] for t in range(down.taps))
+    count: int = sum(s.stop - s.start for s in seen)
+    return count / max(1, down.taps * down.extent)
 
 
 def panel_count(outs: int, lanes: int, vectors: int) -> int:
