@@ -109,7 +109,7 @@ attach_aliases(globals())
 del attach_methods, attach_aliases, _eager
 
 #: Loaded when first asked for, as `needle.nn`, so that importing needle stays quick.
-_SUBPACKAGES = ("data", "models", "nn", "optim", "static", "train")
+_SUBPACKAGES = ("data", "layerwise", "models", "nn", "optim", "static", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -75,6 +75,7 @@ def test_code_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         blocks(ROOT / "README.md")[0],
         *blocks(ROOT / "docs" / "CONTROL_FLOW.md"),
         "".join(blocks(ROOT / "docs" / "STATIC_GRAPHS.md")),
+        "".join(blocks(ROOT / "docs" / "LAYERWISE.md")),
     ],
     ids=lambda code: str(code.count("\n")),
 )

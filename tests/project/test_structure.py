@@ -33,7 +33,7 @@ LAYERS = [
     {"backends"},
     {"compiled"},
     {"", "nn", "optim", "data", "testing"},
-    {"static"},
+    {"static", "layerwise"},
     {"models"},
     {"train"},
     {"cli"},

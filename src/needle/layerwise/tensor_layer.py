@@ -1,0 +1,116 @@
+"""Layers written as functions over tensors: backward is what autograd makes of forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from needle import autograd
+from needle.config import enable_grad, no_grad
+from needle.creation import asarray
+from needle.dtypes import float32, is_float
+from needle.errors import ShapeError
+from needle.graph import trace
+from needle.layerwise.blob import Blob
+from needle.layerwise.fillers import fill
+from needle.layerwise.layer import Layer
+from needle.shapes import Spec
+from needle.tensor import Tensor, wrap
+
+
+class TensorLayer(Layer):
+    """A layer whose subclass says in `compute` what its tops are, as tensors.
+
+    `forward` keeps the graph that `compute` leaves, and `backward` goes back through it. The same
+    `compute` is what `Net.compile` compiles.
+    """
+
+    _outputs: Sequence[Tensor] = ()
+    _inputs: Sequence[Tensor] = ()
+    _params: Sequence[Tensor] = ()
+
+    def compute(self, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the tops, of the bottoms and the parameters."""
+        raise NotImplementedError  # abstract
+
+    def state(self, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the new values of the parameters, for a layer that changes them in `forward`."""
+        return ()
+
+    def shapes(self, bottom: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Return the shapes of the tops: those that `compute` gives in a trace."""
+        inputs = [wrap(Spec(tuple(shape), float32)) for shape in bottom]
+        params = self.parameters()
+        with no_grad():
+            traced = trace(lambda *x: list(self.compute(x, params)), *inputs)
+        found = [r.argument if r.output is None else r.output for r in traced.results]
+        values = traced.graph.inputs if None in [r.output for r in traced.results] else []
+        return [
+            (traced.graph.outputs[place] if r.output is not None else values[place]).shape
+            for r, place in zip(traced.results, found, strict=True)
+            if place is not None
+        ]
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters as tensors, over the memory of the blobs."""
+        return [asarray(b.data) for b in self.blobs]
+
+    def add_parameter(self, shape: tuple[int, ...], filler: Any, default: str = "constant") -> Blob:
+        """Add a parameter and fill it."""
+        blob = self.blobs.add_blob(*shape)
+        fill(blob.data, filler, default)
+        return blob
+
+    def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        shapes = self.shapes([b.shape for b in bottom])
+        if len(shapes) < len(top):
+            raise ShapeError(
+                f"layer {self.spec.name!r} ({self.type}) has {len(shapes)} tops, and the net names "
+                f"{len(top)}"
+            )
+        for blob, shape in zip(top, shapes, strict=False):
+            blob.reshape(*shape)
+
+    def forward(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        # A layer that writes where it reads keeps what it has read.
+        own = {id(blob) for blob in top}
+        self._inputs = [asarray(b.data.copy() if id(b) in own else b.data) for b in bottom]
+        self._params = self.parameters()
+        for i, tensor in enumerate(self._inputs):
+            tensor.requires_grad = is_float(tensor.dtype) and i not in self.fixed_bottoms
+        for tensor in self._params:
+            tensor.requires_grad = True
+        with no_grad():
+            new = self.state(self._inputs, self._params)
+            for blob, value in zip(self.blobs, new, strict=False):
+                blob.data[...] = value.numpy()
+        with enable_grad():
+            self._outputs = self.compute(self._inputs, self._params)
+        for blob, value in zip(top, self._outputs, strict=False):
+            blob.data[...] = value.detach().numpy()
+
+    def backward(
+        self, top: Sequence[Blob], propagate_down: Sequence[bool], bottom: Sequence[Blob]
+    ) -> None:
+        outputs, cotangents = [], []
+        for blob, value in zip(top, self._outputs, strict=False):
+            if value.requires_grad:
+                outputs.append(value)
+                cotangents.append(asarray(blob.diff.copy()))
+        wanted = [
+            (t, b, False)
+            for t, b, down in zip(self._inputs, bottom, propagate_down, strict=True)
+            if down and t.requires_grad
+        ]
+        wanted += [(t, b, True) for t, b in zip(self._params, self.blobs, strict=True) if b.lr_mult]
+        if not outputs or not wanted:
+            return
+        found = autograd.grad(
+            outputs, [t for t, _, _ in wanted], cotangents, retain_graph=True, allow_unused=True
+        )
+        for (_, blob, is_param), grad in zip(wanted, found, strict=True):
+            if is_param:
+                if grad is not None:
+                    blob.diff[...] += grad.numpy()
+            else:
+                blob.diff[...] = 0 if grad is None else grad.numpy()
