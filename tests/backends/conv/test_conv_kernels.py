@@ -66,6 +66,17 @@ def test_no_number_of_tasks_changes_a_bit(name: str, form: Any) -> None:
         np.testing.assert_array_equal(kernel(first, second), want)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["3x3", "bands", "packed", "4 groups", "groups of 4", "depthwise"])
+def test_no_width_of_vectors_changes_a_bit(name: str, form: Any) -> None:
+    fused = [target for target in TARGETS.values() if target.fma]
+    spec = replace(GEOMETRIES[name], form=form, images=7)
+    first, second = operands(spec, whole=False)
+    want, *others = (Compiled(spec, 1, target)(first, second) for target in fused)
+    for got in others:
+        np.testing.assert_array_equal(got, want)
+
+
 def test_work_is_shared() -> None:
     for name in ("bands", "packed"):
         assert Compiled(GEOMETRIES[name], 2, TARGETS["host"]).kernel.tasks == 2

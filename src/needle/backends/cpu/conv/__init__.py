@@ -7,9 +7,17 @@ it. `geometry` finds what both work on: the copy's layout, and where in it a tap
 tile of taps × output channels, `weight_gradient` emits the loops, `weight_geometry` divides them.
 
 Compiled: all extents known. `spec` says what is to be computed, and `kernel` makes a function of
-it: `plan_conv`, `emit_conv`. From the outside in: `phase` turns the forward form and the gradient
-by the input into correlations; `plan` decides on tiles, blocks and tasks; `dense` emits the loops;
-`copying` copies what is read, with zeros around it; `tile` multiplies.
+it: `plan_conv`, `emit_conv`. `phase` turns the forward form and the gradient by the input into
+correlations. There are two ways to compute each form, and `plan`, `sums_plan` decide on tiles,
+blocks and tasks of the first:
+
+- products of matrices: `dense`, and `dense_sums` for gradients by weights, emit the loops;
+  `copying` copies what is read, with zeros around it; `tile` multiplies; `finite` finds out whether
+  products with zeros may be left out;
+- lane by lane, for depthwise convolution and groups of few channels: `channels`, `channel_sums`;
+  `spread` copies a group's channels to the lanes of its results; `strip` multiplies.
+
+`finish` stores sums, or gives them to the epilogue.
 
 Example:
     A convolution of channels-last images, with a bias that the epilogue adds.

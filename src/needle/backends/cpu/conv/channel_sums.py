@@ -12,13 +12,13 @@ from needle.backends.cpu.conv.channels import (
     strip_size,
     zero_elements,
 )
+from needle.backends.cpu.conv.dense_sums import first_and_last
 from needle.backends.cpu.conv.finish import Box, Finish
 from needle.backends.cpu.conv.phase import Correlations, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.spread import SpreadCopy
 from needle.backends.cpu.conv.strip import Reading, StripSums, strips
-from needle.backends.cpu.conv.weight_grad import first_and_last
-from needle.backends.cpu.conv.weight_plan import Summed, blocks_of
+from needle.backends.cpu.conv.sums_plan import Summed, blocks_of
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM, split
 from needle.backends.cpu.gemm.tiling import max_index
 from needle.backends.cpu.llvm import Function, Index, Operand

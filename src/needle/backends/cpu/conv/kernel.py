@@ -16,10 +16,10 @@ from needle.backends.cpu.conv.channels import (
     plan_channels,
 )
 from needle.backends.cpu.conv.dense import Dense
+from needle.backends.cpu.conv.dense_sums import DenseSums
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
-from needle.backends.cpu.conv.weight_grad import WeightGrad
-from needle.backends.cpu.conv.weight_plan import WeightPlan, plan_weight_grad
+from needle.backends.cpu.conv.sums_plan import DenseSumsPlan, plan_dense_sums
 from needle.backends.cpu.llvm import Function, Index, Module
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
@@ -47,7 +47,7 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: DensePlan | ChannelPlan | WeightPlan | ChannelSumsPlan
+    detail: DensePlan | ChannelPlan | DenseSumsPlan | ChannelSumsPlan
     tasks: int
     workspace: int
 
@@ -110,7 +110,7 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
         sums = plan_channel_sums(spec, target, threads)
         return ConvPlan(spec, sums, sums.tasks, sums.workspace(spec, lanes) * size)
     if spec.form == "weight_grad":
-        weights = plan_weight_grad(spec, target, threads)
+        weights = plan_dense_sums(spec, target, threads)
         return ConvPlan(spec, weights, weights.tasks, weights.workspace(spec, lanes))
     if is_by_channel(spec, target):
         channels = plan_channels(spec, target, threads)
@@ -143,8 +143,8 @@ def emit_conv(
     f = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
     if 0 in spec.result:
         pass  # nothing to compute
-    elif isinstance(plan.detail, WeightPlan):
-        WeightGrad(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, DenseSumsPlan):
+        DenseSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelSumsPlan):
         ChannelSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelPlan):

@@ -253,6 +253,7 @@ def choose_shape(
     lanes: int,
     registers: int,
     seen: tuple[tuple[int, int], ...] = (),
+    overlaps: bool = False,
 ) -> Shape:
     """Return the tile with which all tiles together take the least time.
 
@@ -264,6 +265,7 @@ def choose_shape(
         registers: vectors in registers: all sums, a row of the weights, one element of the image.
         seen: for each row of pixels, which part of the products (first, last + 1) is computed;
             empty if it is all for each.
+        overlaps: whether neighbours along a row read the same in neighbouring steps.
     """
     best, chosen = math.inf, Shape(1, 1, 1, 1)
     across = max(-(-outs // lanes), 1)
@@ -277,7 +279,9 @@ def choose_shape(
             for tile, count, is_last in _tiles((n, height, width), box):
                 summed = products * shares[is_last]
                 for wide, panels in split(across, vectors):
-                    cost += count * panels * tile_cycles(tile, wide, summed)
+                    free = registers - 2 - wide * (tile + 1)
+                    loads = -(-tile // box[1]) if overlaps and free >= wide else tile
+                    cost += count * panels * tile_cycles(tile, wide, summed, loads)
                     kinds += 1
             # Every kind of tile is a function more to compile.
             cost *= 1 + 0.01 * kinds
@@ -334,12 +338,13 @@ def _shares(seen: tuple[tuple[int, int], ...], height: int, rows: int) -> tuple[
     return first, (seen[whole][1] - seen[-1][0]) / taps if whole < height else 1.0
 
 
-def tile_cycles(rows: int, vectors: int, products: float) -> float:
+def tile_cycles(rows: int, vectors: int, products: float, loads: int) -> float:
     """Return about how many cycles a tile takes.
 
     For each product: two multiply-adds or loads a cycle, of which none waits less than 4 cycles for
     the last of its sum; and weights, in part from the L2 cache. For each tile: the call, stores.
+    ``loads`` is how many elements are read, besides a row of vectors.
     """
     sums = rows * vectors
-    each = max(sums / 2, (rows + vectors) / 2, 4.0) + A_CYCLES * rows + B_CYCLES * vectors
+    each = max(sums / 2, (loads + vectors) / 2, 4.0) + A_CYCLES * rows + B_CYCLES * vectors
     return products * each + 20 + sums

@@ -67,7 +67,7 @@ def blocks_of(images: int, rows: int, columns: int) -> Summed:
 
 
 @dataclass(frozen=True)
-class WeightPlan:
+class DenseSumsPlan:
     """How a gradient by the weight is computed.
 
     Attributes:
@@ -157,7 +157,7 @@ class WeightPlan:
         return (elements + -elements % 64) * spec.dtype.itemsize
 
 
-def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan:
+def plan_dense_sums(spec: ConvSpec, target: Target, threads: int) -> DenseSumsPlan:
     """Return the plan of a gradient by the weight."""
     lanes = target.lanes(spec.dtype)
     counts, (kh, kw) = spec.counts, spec.kernel
@@ -181,11 +181,14 @@ def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan
     if wide and panels < 2 * threads:
         parts = max(parts, min(threads, channels // FEWEST_CHANNELS))
     channels = -(-channels // parts)
-    shape = choose_shape((kh, kw, channels), outs, max(pixels, 1), lanes, target.registers)
+    # A row's taps read the same pixels in neighbouring steps.
+    overlaps = spec.stride[1] == spec.dilation[1]
+    rest = (outs, max(pixels, 1), lanes, target.registers, (), overlaps)
+    shape = choose_shape((kh, kw, channels), *rest)
     row = across.length(across.extent) * spec.depth * spec.dtype.itemsize
     fitting = (BLOCK_BYTES // max(row, 1) - down.span) // (down.stride * blocks.rows)
     bands = min(max(1, fitting), blocks.bands)
-    plan = WeightPlan(
+    plan = DenseSumsPlan(
         blocks,
         shape,
         channels,
@@ -202,13 +205,12 @@ def plan_weight_grad(spec: ConvSpec, target: Target, threads: int) -> WeightPlan
         return plan
     grid = _choose_grid(plan, spec, lanes, threads)
     if grid[2] > 1 and shape.images > 1:  # a tile's kernel rows are those of one task
-        extents = (1, kw, channels)
-        shape = choose_shape(extents, outs, max(pixels, 1), lanes, target.registers)
+        shape = choose_shape((1, kw, channels), *rest)
     return replace(plan, shape=shape, grid=grid)
 
 
 def _choose_grid(
-    plan: WeightPlan, spec: ConvSpec, lanes: int, threads: int
+    plan: DenseSumsPlan, spec: ConvSpec, lanes: int, threads: int
 ) -> tuple[int, int, int]:
     """Return into how many parts to split output channels, input channels, and kernel rows."""
     outs = spec.out_channels // spec.groups

@@ -16,8 +16,8 @@ from needle.backends.cpu.conv.dense import each_part, positive
 from needle.backends.cpu.conv.finish import Box
 from needle.backends.cpu.conv.finite import FiniteCheck
 from needle.backends.cpu.conv.spec import ConvSpec
+from needle.backends.cpu.conv.sums_plan import DenseSumsPlan, Summed
 from needle.backends.cpu.conv.tile import Level, Tile, nest
-from needle.backends.cpu.conv.weight_plan import Summed, WeightPlan
 from needle.backends.cpu.gemm import packing
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import max_index, tile_columns
@@ -32,10 +32,10 @@ class Part(NamedTuple):
     size: int
 
 
-class WeightGrad:
+class DenseSums:
     """Emits the body of a kernel's function."""
 
-    def __init__(self, f: Function, spec: ConvSpec, plan: WeightPlan) -> None:
+    def __init__(self, f: Function, spec: ConvSpec, plan: DenseSumsPlan) -> None:
         self.f = f
         self.spec = spec
         self.plan = plan
