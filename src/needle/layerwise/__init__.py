@@ -17,6 +17,7 @@ from needle.layerwise.layer import (
     LayerSpec as LayerSpec,
 )
 from needle.layerwise.net import Net as Net
+from needle.layerwise.prototxt import read_net as read_net, read_solver as read_solver
 from needle.layerwise.solver import (
     AdaGradSolver as AdaGradSolver,
     AdamSolver as AdamSolver,
