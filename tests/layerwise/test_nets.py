@@ -5,7 +5,7 @@ import pytest
 
 import needle as ndl
 from needle import nn, optim
-from needle.errors import ArgumentError, CheckpointError, DataError
+from needle.errors import ArgumentError, CheckpointError, CompileError, DataError
 from needle.layerwise import (
     TEST,
     TRAIN,
@@ -391,3 +391,57 @@ def test_parts_of_a_net():
     np.testing.assert_allclose(
         found["h"], np.tile(net.params["fc2"][0].data.sum(0), (8, 1)), rtol=1e-5
     )
+
+
+def conv_net():
+    return [
+        LayerSpec("data", "Input", top=["x", "y"], options={"shape": [[4, 2, 8, 8], [4]]}),
+        LayerSpec("c", "Convolution", ["x"], ["c"], {"num_output": 4, "kernel_size": 3, **XAVIER}),
+        LayerSpec("bn", "BatchNorm", ["c"], ["b"]),
+        LayerSpec("scale", "Scale", ["b"], ["b"], {"bias_term": True}),
+        LayerSpec("relu", "ReLU", ["b"], ["b"]),
+        LayerSpec("pool", "Pooling", ["b"], ["p"], {"kernel_size": 2, "stride": 2}),
+        LayerSpec("side", "InnerProduct", ["p"], ["s"], {"num_output": 3, **XAVIER}),
+        LayerSpec("fc", "InnerProduct", ["p"], ["scores"], {"num_output": 3, **XAVIER}),
+        LayerSpec("sum", "Eltwise", ["s", "scores"], ["both"]),
+        LayerSpec("loss", "SoftmaxWithLoss", ["both", "y"], ["loss"]),
+    ]
+
+
+@pytest.mark.parametrize("specs", [mlp, conv_net])
+def test_a_compiled_net_is_the_net(specs):
+    results = []
+    for is_compiled in (False, True):
+        ndl.manual_seed(0)
+        net = fed(Net(specs()))
+        if is_compiled:
+            net.compile()
+        solver = SGDSolver(net=net, base_lr=0.1, momentum=0.9, weight_decay=0.01)
+        solver.step(6)
+        results.append((solver.losses, [b.data.copy() for b in net.learnable()]))
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-4)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_inputs_from_a_compiled_net():
+    ndl.manual_seed(0)
+    net = fed(Net(mlp(), force_backward=True))
+    net.forward()
+    expected = net.backward()["x"].copy()
+    compiled = fed(Net(mlp(), force_backward=True).compile())
+    compiled.share_with(net)
+    compiled.forward()
+    np.testing.assert_allclose(compiled.backward()["x"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_compiled():
+    specs = [
+        *mlp()[:-2],
+        LayerSpec("loss", bottom=["scores", "scores"], top=["l"], make=EuclideanLossLayer),
+    ]
+    with pytest.raises(CompileError, match=r"layer 'loss' .* computes in NumPy"):
+        Net(specs).compile()
+    net = fed(Net(mlp()).compile())
+    with pytest.raises(CompileError, match="runs as a whole"):
+        net.forward(end="fc1")

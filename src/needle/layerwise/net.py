@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from needle.errors import ArgumentError, CheckpointError, NeedleError, ShapeError
+from needle.errors import ArgumentError, CheckpointError, CompileError, NeedleError, ShapeError
 from needle.layerwise import layers as _layers  # noqa: F401 - fills the catalogue
 from needle.layerwise.blob import Blob, Blobs
 from needle.layerwise.layer import TRAIN, Layer, LayerSpec, make_layer
 from needle.layerwise.splits import insert_splits
+from needle.layerwise.whole import Whole
 from needle.ops.samples import Array
 
 
@@ -95,6 +96,7 @@ class Net:
         self.steps: list[Step] = []
         self._shared: dict[str, Blob] = {}
         self._needs: set[int] = set()
+        self._whole: Whole | None = None
         chosen = [s for s in specs if phase in s.phases]
         if data:
             chosen = [_with_data(s, data) for s in chosen]
@@ -214,6 +216,10 @@ class Net:
             NeedleError: what a layer says, with its name.
         """
         self._fill(values, "data")
+        if self._whole is not None:
+            self._check_whole(start, end, blobs)
+            self._whole.forward()
+            return {name: self.blobs[name].data for name in self.outputs}
         for step in self._between(start, end):
             with _named(step.layer):
                 step.layer.reshape(step.bottom, step.top)
@@ -241,12 +247,41 @@ class Net:
                 if weight:
                     blob.diff[...] = weight
         self._fill(values, "diff")
+        if self._whole is not None:
+            self._check_whole(start, end, diffs)
+            self._whole.backward()
+            return {name: self.blobs[name].diff for name in self.inputs if self._is_input(name)}
         for step in reversed(self._between(end, start)):
             if step.needs_backward or values:
                 with _named(step.layer):
                     step.layer.backward(step.top, step.propagate_down, step.bottom)
-        names = [n for n in self.inputs if id(self.blobs[n]) in self._needs]
+        names = [name for name in self.inputs if self._is_input(name)]
         return {name: self.blobs[name].diff for name in [*names, *diffs]}
+
+    def compile(self) -> Net:
+        """Run all layers as one compiled function from now on; return the net.
+
+        Blobs between the layers get no values then, and parts of the net cannot be run.
+
+        Raises:
+            CompileError: a layer computes in NumPy.
+        """
+        self._whole = Whole(self)
+        return self
+
+    def _check_whole(self, start: str, end: str, names: Sequence[str]) -> None:
+        if start or end or names:
+            raise CompileError(
+                "Net: a compiled net runs as a whole, and keeps no blobs in between; make another "
+                "net to look at its parts"
+            )
+
+    def is_wanted(self, blob: Blob) -> bool:
+        """Whether the gradient of a blob is wanted."""
+        return id(blob) in self._needs
+
+    def _is_input(self, name: str) -> bool:
+        return self.is_wanted(self.blobs[name])
 
     def _between(self, start: str, end: str) -> list[Step]:
         names = [s.name for s in self.steps]
