@@ -32,8 +32,8 @@ RESIDENT_BYTES = 384 << 10
 PACKED_FROM_PIXELS = 160
 #: Products of an element from which the channels of a group are copied to lie side by side.
 COPIED_FROM = 64
-#: Cycles to copy an element: of a weight, and of an image.
-PACK_CYCLES, COPY_CYCLES = 0.4, 0.25
+#: Cycles to copy an element: of a weight, and of an image; and to read one where it lies.
+PACK_CYCLES, COPY_CYCLES, READ_CYCLES = 0.4, 0.25, 0.15
 #: Cycles that an element of an image and a vector of weights take besides, for each product.
 A_CYCLES, B_CYCLES = 0.05, 0.2
 #: Sums of most tiles: LLVM takes longer for larger ones, which are hardly faster.
@@ -214,7 +214,9 @@ def _choose_grid(plan: DensePlan, lanes: int, threads: int) -> tuple[int, int]:
         return 1, 1
     parts = work.groups if plan.split_groups else -(-work.outs // lanes)
     weights = max((p.taps for p in work.phases), default=0) * work.depth * work.result[3]
-    copied = plan.blocks * plan.images * plan.copy_pitch[0] if plan.copies else 0
+    reading = math.prod(work.source) * READ_CYCLES
+    if plan.copies:
+        reading = plan.blocks * plan.images * plan.copy_pitch[0] * COPY_CYCLES
     best, chosen = math.inf, (1, 1)
     for blocks in range(1, threads + 1):
         channels = threads // blocks
@@ -225,7 +227,7 @@ def _choose_grid(plan: DensePlan, lanes: int, threads: int) -> tuple[int, int]:
             share = min(1.0, -(-plan.blocks // blocks) * plan.images / work.source[0])
         busiest = share * -(-parts // channels) / parts
         cost = work.products / (2 * lanes) * busiest
-        cost += PACK_CYCLES * weights / channels + COPY_CYCLES * copied / blocks
+        cost += PACK_CYCLES * weights / channels + reading / blocks
         if cost < best:
             best, chosen = cost, (blocks, channels)
     return chosen

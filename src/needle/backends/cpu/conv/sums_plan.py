@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from needle.backends.cpu.conv.phase import Seen
-from needle.backends.cpu.conv.plan import BLOCK_BYTES, COPY_CYCLES, Shape, choose_shape
+from needle.backends.cpu.conv.plan import BLOCK_BYTES, COPY_CYCLES, READ_CYCLES, Shape, choose_shape
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM
 from needle.backends.cpu.target import Target
@@ -219,7 +219,9 @@ def _choose_grid(
     parts = -(-spec.depth // plan.channels)
     pixels = spec.images * math.prod(spec.counts)
     work = pixels * math.prod(spec.w_shape) / (2 * lanes)
-    copied = pixels * math.prod(spec.stride) * spec.in_channels * COPY_CYCLES * plan.copies
+    image = float(pixels * math.prod(spec.stride) * spec.in_channels)
+    image *= COPY_CYCLES if plan.copies else READ_CYCLES
+    cotangent = pixels * spec.out_channels * READ_CYCLES
     best, chosen = math.inf, (1, 1, 1)
     for first in range(1, min(columns, threads) + 1):
         for second in range(1, min(parts, threads // first) + 1):
@@ -229,7 +231,7 @@ def _choose_grid(
                 for n, t in ((columns, first), (parts, second), (spec.kernel[0], third))
             ]
             mine = shares[1] * (shares[0] if plan.split_groups else 1)
-            cost = work * math.prod(shares) + copied * mine
+            cost = work * math.prod(shares) + image * mine + cotangent * shares[0]
             if cost < best:
                 best, chosen = cost, (first, second, third)
     return chosen
