@@ -65,3 +65,69 @@ def test_long_places_keep_what_tasks_share_apart():
     # What reads and what is read, element by element, are kernels of their own.
     assert ["argmax"] in kernels[0]
     assert ["argmin"] in kernels[0]
+
+
+def _groups_of(program, *args):
+    return Fusion(pipeline.run(trace(program, *args).graph)).run()
+
+
+def test_sums_over_the_same_elements_share_a_kernel():
+    """The gradients of a shift and a scale by channels, as normalisation has them."""
+
+    def program(x, g):
+        return ndl.sum(g, (0, 1)), ndl.sum(g * x, (0, 1)), ndl.max(x, (0, 1))
+
+    x, g = (ndl.asarray(np.random.default_rng(i).normal(size=(6, 5, 7))) for i in range(2))
+    assert len(_groups_of(program, x, g)) == 1
+    traced = trace(program, x, g)
+    for threads in (1, 2):
+        actual = cpu.build(traced.graph, threads).run(traced.arrays(x, g))
+        for a, e in zip(actual, program(x, g), strict=True):
+            np.testing.assert_allclose(a, e.numpy(), rtol=1e-12)
+
+
+def test_sums_that_depend_on_each_other_through_others_do_not_share():
+    """The second sum needs the first by way of a sorted copy, which is a kernel of its own."""
+
+    def program(x):
+        first = ndl.sum(x, 0)
+        return ndl.sum(x * ndl.sort(first), 0)
+
+    x = ndl.asarray(np.random.default_rng(0).normal(size=(6, 5)))
+    assert len(_groups_of(program, x)) == 3
+    traced = trace(program, x)
+    (actual,) = cpu.build(traced.graph).run(traced.arrays(x))
+    np.testing.assert_allclose(actual, program(x).numpy(), rtol=1e-12)
+
+
+def test_products_of_all_pixels_take_images_in():
+    """What follows a product as images, element by element, is its epilogue."""
+
+    def program(x, weight, rest, bias):
+        rows = ndl.reshape(x, (3 * 4 * 5, 6))
+        images = ndl.reshape(ndl.matmul(rows, weight), (3, 4, 5, 7))
+        active = ndl.relu(images * 2 + bias) + rest
+        return active, ndl.reshape(ndl.exp(active), (12, 5, 7))
+
+    shapes = (3, 4, 5, 6), (6, 7), (3, 4, 5, 7), (7,)
+    args = [ndl.asarray(np.random.default_rng(i).normal(size=s)) for i, s in enumerate(shapes)]
+    assert len(_groups_of(program, *args)) == 1
+    traced = trace(program, *args)
+    for threads in (1, 2):
+        actual = cpu.build(traced.graph, threads).run(traced.arrays(*args))
+        for a, e in zip(actual, program(*args), strict=True):
+            np.testing.assert_allclose(a, e.numpy(), rtol=1e-12)
+
+
+def test_products_do_not_take_in_what_reads_them_out_of_place():
+    def program(x, weight):
+        product = ndl.matmul(x, weight)
+        return ndl.exp(ndl.flip(product, 0)), ndl.exp(ndl.reshape(product, (2, 14))[:, :7])
+
+    args = [
+        ndl.asarray(np.random.default_rng(i).normal(size=s)) for i, s in enumerate([(4, 6), (6, 7)])
+    ]
+    assert len(_groups_of(program, *args)) == 3
+    traced = trace(program, *args)
+    for a, e in zip(cpu.build(traced.graph).run(traced.arrays(*args)), program(*args), strict=True):
+        np.testing.assert_allclose(a, e.numpy(), rtol=1e-12)

@@ -146,3 +146,26 @@ def test_flatten():
     with pytest.raises(AxisError, match=r"^model: "):
         nn.Flatten(3)(ndl.zeros((2, 3)))
     assert repr(nn.Flatten(0)) == "Flatten(start_axis=0, end_axis=-1)"
+
+
+@pytest.mark.parametrize(
+    "shape", [(16, 3, 20, 20), (4, 5, 40, 40), (2, 3, 1, 5000), (4100, 2, 1, 1)]
+)
+def test_compiled_batch_statistics_of_values_far_from_zero(shape):
+    """Mean and variance come from one pass over the images, and yet nothing cancels."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) + 1000).astype(np.float32)
+
+    def normalise(x):
+        mean, variance = ndl.zeros(shape[1]), ndl.ones(shape[1])
+        y = ndl.batch_norm(x, mean, variance, training=True, momentum=1.0)
+        return y, mean, variance
+
+    wide = x.astype(np.float64)
+    axes = (0, 2, 3)
+    expected = wide.mean(axes), wide.var(axes, ddof=1)
+    y, mean, variance = ndl.compile(normalise)(ndl.asarray(x))
+    np.testing.assert_allclose(mean.numpy(), expected[0], rtol=1e-6)
+    np.testing.assert_allclose(variance.numpy(), expected[1], rtol=1e-4)
+    scaled = (wide - wide.mean(axes, keepdims=True)) / np.sqrt(wide.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y.numpy(), scaled, rtol=1e-3, atol=1e-3)

@@ -199,6 +199,13 @@ def variables(shape: Shape, names: str = "ijklmnopq") -> tuple[Var, ...]:
     return tuple(Var(names[a % len(names)], n) for a, n in enumerate(shape))
 
 
+def is_dense(shape: Shape, strides: Sequence[int]) -> bool:
+    """Whether elements with these strides lie in row-major order, without gaps."""
+    return 0 in shape or all(
+        n == 1 or a == b for n, a, b in zip(shape, strides, ix.strides_of(shape), strict=True)
+    )
+
+
 class View(NamedTuple):
     """A value seen in the memory of another: its element at ``i`` is at ``offset + Σ i·stride``."""
 

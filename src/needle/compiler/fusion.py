@@ -19,6 +19,7 @@ from needle.compiler.access import (
     Access,
     Place,
     View,
+    is_dense,
     is_inline,
     is_literal,
     moves_elements,
@@ -32,6 +33,7 @@ from needle.compiler.inner import is_addressable
 from needle.compiler.passes.split_folds import LONG
 from needle.compiler.rows import rows_in
 from needle.graph.ir import Graph, Node, Value
+from needle.ops.convolution_form import Convolution
 from needle.ops.fold import Fold
 from needle.ops.ordered import Ordered
 from needle.ops.record import Kind
@@ -120,12 +122,15 @@ def stored_values(graph: Graph) -> set[Value]:
     stored: set[Value] = {v for v in graph.outputs if v.node is not None}
     users = graph.users()
     is_stored = stored.__contains__
+    # How often a value is used, and for how many elements at most, behind what moves elements.
     uses: dict[Value, int] = {}
+    widest: dict[Value, int] = {}
     for node in reversed(graph.nodes):
         for value in node.results:
-            uses[value] = sum(
-                uses[user.results[0]] if moves_elements(user) else 1
-                for user in users.get(value, ())
+            readers = [(user.results[0], moves_elements(user)) for user in users.get(value, ())]
+            uses[value] = sum(uses[v] if moves else 1 for v, moves in readers)
+            widest[value] = max(
+                (max(v.size, widest[v] if moves else 0) for v, moves in readers), default=0
             )
     length: dict[Value, int] = {}
     for node in graph.nodes:
@@ -133,7 +138,7 @@ def stored_values(graph: Graph) -> set[Value]:
             stored.update(node.results)
             if _takes_pointers(node):
                 for operand in node.inputs:
-                    _store_base(operand, stored)
+                    _store_base(operand, stored, _needs_dense(node))
             continue
         own = 0 if moves_elements(node) else 1
         cost = own + sum(length.get(v, 0) for v in node.inputs if not is_stored(v))
@@ -141,8 +146,8 @@ def stored_values(graph: Graph) -> set[Value]:
             length[value] = cost
             if is_stored(value) or moves_elements(node):
                 continue
-            widest = max((u.results[0].size for u in users.get(value, ())), default=0)
-            if cost > LONGEST or (cost > 1 and (uses[value] > 1 or value.size * 2 <= widest)):
+            is_stretched = value.size * 2 <= widest[value]
+            if cost > LONGEST or (cost > 1 and (uses[value] > 1 or is_stretched)):
                 stored.add(value)
     # A value that got memory later may stand between an operand and its base.
     for node in graph.nodes:
@@ -150,7 +155,11 @@ def stored_values(graph: Graph) -> set[Value]:
             for i, operand in enumerate(node.inputs):
                 view = view_of(operand, is_stored)
                 is_control = node.op.kind is Kind.CONTROL
-                if view is None or (is_control and not is_addressable(node, i, view)):
+                if (
+                    view is None
+                    or (is_control and not is_addressable(node, i, view))
+                    or (_needs_dense(node) and not is_dense(operand.shape, view.strides))
+                ):
                     stored.add(operand)
                 is_attention = node.op.kind is Kind.ATTENTION
                 if view is not None and is_attention and not _has_rows(operand, view):
@@ -169,7 +178,12 @@ def _has_rows(value: Value, view: View) -> bool:
     return is_bool or not value.ndim or value.shape[-1] == 1 or view.strides[-1] == 1
 
 
-def _store_base(value: Value, stored: set[Value]) -> None:
+def _needs_dense(node: Node) -> bool:
+    """Whether the op's kernel reads its inputs in row-major order, without gaps."""
+    return isinstance(node.op.lower, Convolution)
+
+
+def _store_base(value: Value, stored: set[Value], needs_dense: bool) -> None:
     """Store what a kernel reads through pointers: the value, or what it is a view of."""
     base = value
     while base.node is not None and base not in stored:
@@ -177,7 +191,8 @@ def _store_base(value: Value, stored: set[Value]) -> None:
             break
         # Is it a view, if only the input of its base is stored?
         inner = base.node.inputs[0]
-        if view_of(value, lambda v, inner=inner: v is inner) is None:  # type: ignore[misc]
+        view = view_of(value, lambda v, inner=inner: v is inner)  # type: ignore[misc]
+        if view is None or (needs_dense and not is_dense(value.shape, view.strides)):
             break
         base = inner
     if base.node is not None:
@@ -227,6 +242,8 @@ class Fusion:
         #: For each group, the groups that it needs, directly.
         self.needs: dict[Group, set[Group]] = {}
         self._count = 0
+        #: For each stored value, the groups with reductions that read it.
+        self._reducers: dict[Value, list[Group]] = {}
 
     def run(self) -> list[Group]:
         """Return the groups, in no particular order."""
@@ -287,9 +304,35 @@ class Fusion:
                     if other is not group and other in self.needs:
                         self._merge(piece, group, other)
                 return
-        group = self._new(Group(list(piece.kept), list(piece.reduced), [piece]))
-        self.group_of[piece.value] = group
-        self._add_needs(group, piece)
+        if self._join_beside(piece):
+            return
+        self._note(piece, self._new(Group(list(piece.kept), list(piece.reduced), [piece])))
+
+    def _join_beside(self, piece: Piece) -> bool:
+        """Add a reduction to a group whose loops read the same elements for another: once for both.
+
+        Of all elements that a channel has, normalisation needs two sums, back and forth.
+        """
+        if not piece.reduced or _is_long(set(piece.reduced)):
+            return False
+        loops = (*piece.kept, *piece.reduced)
+        for value, _ in piece.reads:
+            for group in self._reducers.get(value, ()):
+                own = (*group.kept, *group.inner)
+                if group not in self.needs or [v.extent for v in own] != [v.extent for v in loops]:
+                    continue
+                if len(piece.reduced) != len(group.inner) or len(group.pieces) >= MOST_PIECES:
+                    continue
+                if _recomputation(piece) != group.recomputation:
+                    continue
+                places = {a: ix.of(b) for a, b in zip(loops, own, strict=True)}
+                moved = piece.substitute(places)
+                seen = {a for p in group.pieces for a in p.reads}
+                shared = any(a.value is value and a in seen for a in moved.reads)
+                if shared and self._may_merge({group}, piece):
+                    self._add(moved, group)
+                    return True
+        return False
 
     def _join(self, piece: Piece, group: Group) -> bool:
         """Add ``piece`` to ``group`` if both can share loops."""
@@ -297,18 +340,34 @@ class Fusion:
             return False
         if _recomputation(piece) not in (0, group.recomputation):
             return False  # it would run too early, and be kept
+        if group.anchor is not None:
+            places = match_anchor(piece, group)
+            if places is None:
+                return False
+            self._add(piece.substitute(places), group)
+            return True
         mapping = match(piece, group)
         if mapping is None:
             return False
-        moved = piece.substitute({a: ix.of(b) for a, b in mapping.items()})
         if piece.reduced and not group.inner:
             inner = [mapping[v] for v in piece.reduced]
             group.inner = [v for v in group.kept if v in inner]
             group.kept = [v for v in group.kept if v not in inner]
-        group.pieces.append(moved)
-        self.group_of[piece.value] = group
-        self._add_needs(group, moved)
+        self._add(piece.substitute({a: ix.of(b) for a, b in mapping.items()}), group)
         return True
+
+    def _add(self, piece: Piece, group: Group) -> None:
+        """Add a piece in the group's variables."""
+        group.pieces.append(piece)
+        self._note(piece, group)
+
+    def _note(self, piece: Piece, group: Group) -> None:
+        """Take notes of a new piece of a group."""
+        self.group_of[piece.value] = group
+        self._add_needs(group, piece)
+        if piece.body is not None:
+            for value, _ in piece.reads:
+                self._reducers.setdefault(value, []).append(group)
 
     def _merge(self, piece: Piece, group: Group, other: Group) -> None:
         """Take ``other``, which ``piece`` reads too, into ``group``, if it fits."""
@@ -460,12 +519,49 @@ def match(piece: Piece, group: Group) -> dict[Var, Var] | None:
     return mapping
 
 
+def match_anchor(piece: Piece, group: Group) -> dict[Var, Index] | None:
+    """Return where the variables of a piece stand when an anchor's kernel has computed an element;
+    None unless the piece is made of the elements that are computed, each once.
+
+    Shapes may differ: a product of all pixels, a row for each, may be read as images.
+    """
+    assert group.anchor is not None
+    if group.anchor.op.kind is not Kind.CONTRACTION or piece.reduced:
+        return None
+    places: dict[Var, Index] = {}
+    for value, at in piece.reads:
+        own = group.place_of(value)
+        if own is None:
+            continue
+        computed = ix.ravel(own, value.shape)
+        digits = _digits(ix.ravel(at, value.shape), value.size)
+        if digits is None:
+            return None
+        for var, stride in digits:
+            place = computed // stride
+            if stride * var.extent < value.size:
+                place = place % var.extent
+            if places.setdefault(var, place) != place:
+                return None
+    return places if set(places) == set(piece.kept) else None
+
+
+def _digits(index: Index, extent: int) -> list[tuple[Var, int]] | None:
+    """Return variables and their strides if they are the digits of a number below ``extent``."""
+    terms = sorted(index.terms, key=lambda t: t[1])
+    digits: list[tuple[Var, int]] = []
+    stride = 1
+    for atom, c in terms:
+        if not isinstance(atom, Var) or c != stride:
+            return None
+        digits.append((atom, c))
+        stride *= atom.extent
+    return digits if stride == extent and not index.constant else None
+
+
 def _fits(piece: Piece, group: Group, kept: set[Var], reduced: set[Var]) -> bool:
     """Whether the loops of a matched piece are those of the group."""
     own_kept, own_inner = set(group.kept), set(group.inner)
-    if group.anchor is not None:
-        fusable = group.anchor.op.kind is Kind.CONTRACTION
-        return fusable and not reduced and kept == own_kept
     if reduced:
         if own_inner:
             return reduced == own_inner and kept == own_kept

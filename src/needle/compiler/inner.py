@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from needle.compiler.access import View, is_literal
-from needle.compiler.index import strides_of
+from needle.compiler.access import View, is_dense, is_literal
 from needle.graph.ir import Graph, Node, Value, keep
 from needle.graph.rewrite import apply
 from needle.ops.control import LOOP, SWITCH, split_loop
@@ -109,7 +108,4 @@ def is_addressable(node: Node, place: int, view: View) -> bool:
     if node.op is LOOP:
         carries, scanned = node.attrs["carries"], node.attrs["scanned"]
         free = int(carries <= place < carries + scanned)
-    shape, strides = value.shape[free:], view.strides[free:]
-    return value.size == 0 or all(
-        n == 1 or a == b for n, a, b in zip(shape, strides, strides_of(shape), strict=True)
-    )
+    return value.size == 0 or is_dense(value.shape[free:], view.strides[free:])

@@ -14,6 +14,7 @@ from needle.compiler.passes.control import tidy_control
 from needle.compiler.passes.dead_code import remove_dead_code
 from needle.compiler.passes.decompose import decompose
 from needle.compiler.passes.fold import fold_constants
+from needle.compiler.passes.lay_out import lay_out
 from needle.compiler.passes.products import sum_products
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
@@ -42,7 +43,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("share", share, "compute equal expressions once"),
     Pass("tidy control", tidy_control, "pass, carry, stack and choose only what is needed"),
     Pass("sum products", sum_products, "add up products over the turns of a loop at once"),
-    Pass("sink", sink, "move transpositions and conversions to where they cancel or cost least"),
+    Pass("lay out", lay_out, "store values in the order of axes in which they are computed"),
+    Pass("sink", sink, "move conversions to where they cost least"),
     # What sharing, folding and sinking uncover.
     Pass("canonicalise again", canonicalise, "of two ways to say the same, keep one"),
     Pass("simplify again", simplify, "apply the rewrite rules"),

@@ -24,6 +24,7 @@ from needle.ops.labels import *
 from needle.ops.layer_normalization import *
 from needle.ops.loss import *
 from needle.ops.movement import *
+from needle.ops.nhwc_convolution import *
 from needle.ops.normalization import *
 from needle.ops.places import *
 from needle.ops.pooling import *
@@ -39,6 +40,7 @@ from needle.ops.transcendental import *
 from needle.ops.transposed_convolution import *
 from needle.ops.unstack import *
 from needle.ops.updates import *
+from needle.ops.window_extrema import *
 from needle.ops.windows import *
 
 _OWN = ("ModuleType", "TYPE_CHECKING")

@@ -77,6 +77,7 @@ def _lower_concat(b: Any, index: Any, *xs: Any, axis: int) -> Any:
     reference=lambda *xs, axis: np.concatenate(xs, axis=axis),
     lower=_lower_concat,
     vjp={"xs": _concat_vjp},
+    per_axis=(),
     samples=_concat_samples,
     aliases=("cat", "concatenate"),
     is_method=False,

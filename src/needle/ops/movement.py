@@ -210,6 +210,7 @@ def _sum_back(g: Tensor, x_shape: Shape) -> Tensor:
     reference=lambda x, *, shape: np.broadcast_to(x, shape),
     lower=lambda b, index, x, *, shape: x(b.broadcast(index, x.shape)),
     vjp={"x": _sum_back},
+    per_axis=("shape",),
     samples=_broadcast_samples,
     refuses=True,
     may_alias=True,

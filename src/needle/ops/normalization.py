@@ -48,14 +48,41 @@ def _standardize(x: Array, *, axes: Shape, eps: float) -> tuple[Array, Array, Ar
     return y.astype(x.dtype, copy=False), average, variance
 
 
+#: Elements from which mean and variance are computed in one pass: what is read for the mean would
+#: have left the caches when it is read again.
+_ONE_PASS = 1 << 7
+
+
 def _standardize_by_parts(x: Tensor, *, axes: Shape, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     wide = widen(x)
     count = math.prod(x.shape[a] for a in axes)
-    average = sum(wide, axes, keepdims=True) / count
-    centred = wide - average
-    variance = sum(square(centred), axes, keepdims=True) / count
-    y = centred * rsqrt(variance + eps)
+    moments = _moments_of_parts if len(axes) > 1 and count >= _ONE_PASS else _moments
+    average, squares = moments(wide, axes)
+    variance = squares / count
+    y = (wide - average) * rsqrt(variance + eps)
     return y.astype(x.dtype, copy=False), average, variance
+
+
+def _moments(x: Tensor, axes: Shape) -> tuple[Tensor, Tensor]:
+    """Return the mean, and the sum of squared deviations from it."""
+    average = sum(x, axes, keepdims=True) / math.prod(x.shape[a] for a in axes)
+    return average, sum(square(x - average), axes, keepdims=True)
+
+
+def _moments_of_parts(x: Tensor, axes: Shape) -> tuple[Tensor, Tensor]:
+    """Return what `_moments` does, from the moments of each element of the first axis.
+
+    A part's deviations from the mean of all are those from its own, and how far that is away. So
+    nothing cancels, as it would in the mean of squares less the square of the mean.
+
+    Source: T. F. Chan, G. H. Golub, R. J. LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", 1979.
+    """
+    first, *rest = axes
+    means, squares = _moments(x, tuple(rest))
+    average = sum(means, first, keepdims=True) / x.shape[first]
+    between = square(means - average) * math.prod(x.shape[a] for a in rest)
+    return average, sum(squares + between, first, keepdims=True)
 
 
 def _standardize_vjp(

@@ -18,7 +18,8 @@ from needle.ops.record import composite
 from needle.ops.reduce import argmax, mean, sum
 from needle.ops.samples import Sample, bad, distinct, normal
 from needle.ops.slicing import pad, strided_slice
-from needle.ops.windows import Pair, PairLike, window_argmax, window_counts, windows
+from needle.ops.window_extrema import window_max
+from needle.ops.windows import Pair, PairLike, window_counts, windows
 from needle.shapes import as_pair
 
 if TYPE_CHECKING:
@@ -127,13 +128,10 @@ def max_pool2d(
     if around != [(0, 0), (0, 0)]:
         lowest = _lowest(t.dtype)
         t = pad(t, [(0, 0), (0, 0), *around], lowest)
-    n, c, h, w = t.shape
-    places = window_argmax(t, kernel, step, gap)
+    largest = window_max(t, kernel, step, gap)
     # With padding more windows may fit than there should be.
-    places = _part(_part(places, 2, 0, counts[0]), 3, 0, counts[1])
-    flat = reshape(places, (n, c, counts[0] * counts[1]))
-    chosen = take_along_axis(reshape(t, (n, c, h * w)), flat, axis=2)
-    return _unbatched(reshape(chosen, (n, c, *counts)), is_single)
+    largest = _part(_part(largest, 2, 0, counts[0]), 3, 0, counts[1])
+    return _unbatched(largest, is_single)
 
 
 # Mean

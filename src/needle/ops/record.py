@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
+from needle.ops.convolution_form import Convolution
 from needle.ops.fold import Fold
 from needle.ops.ordered import Ordered
 from needle.ops.precision import Precision, under
@@ -143,6 +144,9 @@ class Op(Entry):
         commutes: whether exchanging its two inputs changes no bit of the result.
         flops: arithmetic operations, from the specs of inputs and result and the attributes.
         may_alias: whether the reference may return a view of its first input.
+        per_axis: for an op that treats each axis by itself: the attributes that hold an entry for
+            each axis of the result. With the axes of the inputs permuted, and these entries, and
+            ``axis`` renumbered, the result is permuted alike. None for all other ops.
         kernel: what eager execution runs instead of the reference, with the same arguments; None
             from it leaves the call to the reference. Set by the backend, when needle is imported.
         refuses: whether the reference itself refuses all that `infer` refuses. Eager execution then
@@ -154,12 +158,13 @@ class Op(Entry):
     infer: Infer = lambda: None
     reference: Callable[..., Any] = lambda: None
     vjp: Mapping[str, Rule] | None = None
-    lower: Lowering | Fold | Ordered | None = None
+    lower: Lowering | Fold | Ordered | Convolution | None = None
     decompose: Callable[..., Any] | None = None
     fault: Callable[..., Exception] | None = None
     commutes: bool = False
     flops: Callable[..., int] | None = None
     may_alias: bool = False
+    per_axis: tuple[str, ...] | None = None
     refuses: bool = False
     inputs: tuple[str, ...] = ()
     is_variadic: bool = False
@@ -331,11 +336,12 @@ def op(
     reference: Callable[..., Any],
     samples: Samples,
     vjp: Mapping[str, Rule] | None = None,
-    lower: Lowering | Fold | Ordered | None = None,
+    lower: Lowering | Fold | Ordered | Convolution | None = None,
     decompose: Callable[..., Any] | None = None,
     fault: Callable[..., Exception] | None = None,
     flops: Callable[..., int] | None = None,
     may_alias: bool = False,
+    per_axis: tuple[str, ...] | None = None,
     refuses: bool = False,
     precision: Precision | None = None,
     aliases: Iterable[str] = (),
@@ -369,6 +375,7 @@ def op(
             fault=fault,
             flops=flops,
             may_alias=may_alias,
+            per_axis=per_axis,
             refuses=refuses,
             precision=precision or _PRECISIONS.get(kind, Precision.FOLLOW),
             inputs=tuple(p.name for p in positional),

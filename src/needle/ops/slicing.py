@@ -62,6 +62,7 @@ def _slice_samples() -> Iterable[Sample]:
         tuple(i * step + start for i, start, step in zip(index, starts, steps, strict=True))
     ),
     vjp={"x": _unslice_cotangent},
+    per_axis=("starts", "stops", "steps"),
     samples=_slice_samples,
     refuses=True,
     may_alias=True,
@@ -121,6 +122,7 @@ def _lower_unslice(
     reference=_unslice,
     lower=_lower_unslice,
     vjp={"x": lambda g, starts, stops, steps: strided_slice(g, starts, stops, steps)},
+    per_axis=("shape", "starts", "stops", "steps"),
     samples=lambda: [
         Sample((normal(3, 3), (5, 6), (1, 0), (4, 6), (1, 2))),
         Sample((normal(2), (5,), (4,), (0,), (-2,)), label="backwards"),
@@ -233,6 +235,7 @@ def _pad_samples() -> Iterable[Sample]:
     reference=_pad,
     lower=_lower_pad,
     vjp={"x": _unpad},
+    per_axis=("pads",),
     samples=_pad_samples,
     is_method=False,
 )

@@ -1,4 +1,4 @@
-"""Windows of images: as a view, added up again, and where their largest element lies."""
+"""Windows of images: as a view, and added up again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from needle.errors import ArgumentError, ShapeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor, widen
 from needle.ops.movement import permute_dims, reshape
-from needle.ops.places import take_at
 from needle.ops.record import Kind, op
-from needle.ops.reduce import argmax
-from needle.ops.samples import Array, Sample, bad, distinct, normal
+from needle.ops.samples import Array, Sample, bad, normal
 from needle.ops.slicing import pad, strided_slice, unslice
 from needle.shapes import Shape, Spec, as_pair
 
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 PairLike = int | Pair
-
-#: Windows are searched in as many planes at a time as give results of this size: all stays cached.
-_PLANES_BYTES = 1 << 18
 
 
 def window_counts(
@@ -80,7 +75,7 @@ def _infer_windows(x: Spec, *, kernel: Pair, stride: Pair, dilation: Pair) -> Sp
     return Spec((*x.shape[:-2], rows, columns, *kernel), x.dtype)
 
 
-def _windows(x: Array, *, kernel: Pair, stride: Pair, dilation: Pair) -> Array:
+def view_windows(x: Array, *, kernel: Pair, stride: Pair, dilation: Pair) -> Array:
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     view = sliding_window_view(x, reach, axis=(-2, -1))
     return view[..., :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
@@ -110,7 +105,7 @@ def _lower_windows(
 @op(
     kind=Kind.MOVEMENT,
     infer=_infer_windows,
-    reference=_windows,
+    reference=view_windows,
     lower=_lower_windows,
     vjp={"x": _windows_cotangent},
     samples=_window_samples,
@@ -289,108 +284,4 @@ def fold_windows(x: TensorLike, size: Pair, stride: PairLike = 1, dilation: Pair
     )
 
 
-def _infer_argmax(x: Spec, *, kernel: Pair, stride: Pair, dilation: Pair) -> Spec:
-    size = (x.shape[-2], x.shape[-1])
-    counts = window_counts(size, kernel, stride, (0, 0), dilation, False, "window_argmax")
-    return Spec((*x.shape[:-2], *counts), dtypes.int64)
-
-
-def _window_argmax(x: Array, *, kernel: Pair, stride: Pair, dilation: Pair) -> Array:
-    seen = _windows(x, kernel=kernel, stride=stride, dilation=dilation)
-    counts, width = seen.shape[-4:-2], x.shape[-1]
-    planes = x.reshape(-1, *x.shape[-2:])
-    seen = _windows(planes, kernel=kernel, stride=stride, dilation=dilation)
-    place = np.empty((len(planes), *counts), np.int64)
-    corner, shifts = _places((counts[0], counts[1]), width, kernel, stride, dilation)
-    step = max(1, _PLANES_BYTES // max(1, 8 * counts[0] * counts[1]))
-    for start in range(0, len(planes), step):
-        chosen = _first_largest(seen[start : start + step])
-        np.add(corner, shifts[chosen], out=place[start : start + step])
-    return place.reshape(*x.shape[:-2], *counts)
-
-
-def _argmax_by_parts(x: Tensor, *, kernel: Pair, stride: Pair, dilation: Pair) -> Tensor:
-    seen = windows(x, kernel, stride, dilation)
-    counts, width = seen.shape[-4:-2], x.shape[-1]
-    chosen = argmax(reshape(seen, (*seen.shape[:-2], kernel[0] * kernel[1])), -1)
-    corner, shifts = _places((counts[0], counts[1]), width, kernel, stride, dilation)
-    return take_at(as_tensor(shifts), (chosen,), (0,)) + as_tensor(corner)
-
-
-def _places(
-    counts: Pair, width: int, kernel: Pair, stride: Pair, dilation: Pair
-) -> tuple[Array, Array]:
-    """Return where the corner of each window lies, and each tap as seen from there."""
-    corner = np.arange(counts[0])[:, None] * stride[0] * width + np.arange(counts[1]) * stride[1]
-    shifts = np.add.outer(
-        np.arange(kernel[0]) * dilation[0] * width, np.arange(kernel[1]) * dilation[1]
-    )
-    return corner, shifts.ravel()
-
-
-def _first_largest(seen: Array) -> Array:
-    """Return which tap of each window is the first of the largest; NaN counts as the largest."""
-    height, width = seen.shape[-2:]
-    taps = [seen[..., a, b] for a in range(height) for b in range(width)]
-    best = taps[0].copy()
-    # Small integers, and arithmetic instead of masks: NumPy has vector instructions for that.
-    chosen = np.zeros(best.shape, np.min_scalar_type(len(taps)))
-    better = np.empty(best.shape, np.bool_)
-    number = np.empty_like(chosen)
-    # Tap by tap rather than window by window: long loops for NumPy instead of many short ones.
-    for tap, candidate in enumerate(taps[1:], 1):
-        np.greater(candidate, best, out=better)
-        np.multiply(better, chosen.dtype.type(tap), out=number)
-        np.maximum(chosen, number, out=chosen)
-        np.maximum(best, candidate, out=best)  # NaN stays
-    unordered = best != best
-    if unordered.any():
-        first = np.argmax([tap[unordered] != tap[unordered] for tap in taps], axis=0)
-        chosen[unordered] = first
-    return chosen
-
-
-@op(
-    kind=Kind.INDEXING,
-    infer=_infer_argmax,
-    reference=_window_argmax,
-    decompose=_argmax_by_parts,
-    samples=lambda: [
-        Sample((distinct(2, 3, 6, 8), 2, 2)),
-        Sample((distinct(7, 9), (2, 3), (3, 1), (2, 1)), label="dilation"),
-        Sample((np.zeros((1, 4, 4)), 2, 2), label="ties"),
-        bad(ShapeError, "larger than", normal(3, 3), 4),
-    ],
-    is_method=False,
-)
-def window_argmax(
-    x: TensorLike, kernel: PairLike, stride: PairLike = 1, dilation: PairLike = 1
-) -> Tensor:
-    """Return where the largest element of each window lies: the first, row by row, of several.
-
-    Args:
-        x: [..., H, W]; NaN counts as the largest.
-        kernel: height and width of a window.
-        stride: from one window to the next, down and across.
-        dilation: distance of neighbours within a window.
-
-    Returns:
-        int64 indices ``row · W + column``, [..., rows, columns].
-
-    Raises:
-        ShapeError: a window is larger than the image.
-
-    Example:
-        >>> ndl.window_argmax(ndl.reshape(ndl.arange(8), (2, 4)), 2, 2)
-        Tensor([[5, 7]], dtype=int64)
-    """
-    return apply(
-        window_argmax,
-        as_tensor(x),
-        kernel=as_pair(kernel, "window_argmax: kernel", minimum=1),
-        stride=as_pair(stride, "window_argmax: stride", minimum=1),
-        dilation=as_pair(dilation, "window_argmax: dilation", minimum=1),
-    )
-
-
-__all__ = ["fold_windows", "window_argmax", "windows"]
+__all__ = ["fold_windows", "windows"]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from needle.backends.cpu.attending import plan_attention
 from needle.backends.cpu.control import Surroundings, plan_control
+from needle.backends.cpu.convolution_anchor import plan_convolution
 from needle.backends.cpu.emit import no_code
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.product import plan_product
@@ -16,6 +17,7 @@ from needle.backends.cpu.sort import plan_sort
 from needle.backends.cpu.target import Target
 from needle.compiler.fusion import Group
 from needle.graph.ir import Value
+from needle.ops.convolution_form import Convolution
 from needle.ops.ordered import Scan, Scatter, Sort
 from needle.ops.record import Kind
 
@@ -56,9 +58,11 @@ def plan_anchor(
     """
     node = group.anchor
     assert node is not None
+    lower = node.op.lower
+    if isinstance(lower, Convolution):
+        return plan_convolution(group, lower, is_stored, target, threads)
     if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
         return plan_product(group, is_stored, target, threads)
-    lower = node.op.lower
     if isinstance(lower, Scan):
         return plan_scan(group, lower, target, threads)
     if isinstance(lower, Scatter):

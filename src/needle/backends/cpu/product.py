@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from needle import dtypes
 from needle.backends.cpu.emit import Position
+from needle.backends.cpu.epilogue import axes_of, fuse
 from needle.backends.cpu.gemm import (
     Epilogue,
     GemmSpec,
@@ -20,18 +20,13 @@ from needle.backends.cpu.gemm import (
 from needle.backends.cpu.gemm.pair_tile import round_sums
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
-from needle.backends.cpu.operands import Index, Operand, Segment
+from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.target import Target
-from needle.backends.cpu.vector_math import MathFunction
-from needle.backends.cpu.write import write
 from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group
 from needle.compiler.index import Var
+from needle.dtypes import DType
 from needle.graph.ir import Value
-from needle.ops.record import Kind
-
-#: Instructions of an op and of a random number, about.
-_PER_OP, _PER_DRAW = 2, 200
 
 
 @dataclass
@@ -104,53 +99,17 @@ def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
 def _epilogue(kernel: KernelFunction, group: Group, is_paired: bool) -> Epilogue:
     """Return what computes and stores the group's pieces from a vector of sums."""
     first = group.pieces[0]
-    axes = [None if i.is_constant else next(iter(i.variables)) for i in first.at]
+    axes = axes_of(first)
     shape = first.value.shape
-    written = [p for p in group.pieces if kernel.is_written(p.value)]
 
-    def begin(f: Function) -> Any:
-        assert isinstance(f, MathFunction)
-        part = kernel.part(f, "%extra")
-        return part, f.segment()
+    def stand(f: Function, places: dict[Var, Position], at: Place, level: int) -> None:
+        place_axes(f, places, axes, shape, at, level)
 
-    def store(f: Function, sums: Operand, at: Place, state: tuple[KernelFunction, Segment]) -> None:
-        part, before = state
-        e = part.emitter
-        e.own_places = {p.value: p.at for p in group.pieces}
-        with e.inside(before):
-            place_axes(f, e.places, axes, shape, at, e.top)
-            column = axes[-1]
-            e.vector = column if at.lanes else None
-            e.lanes, e.mask = at.lanes, at.mask
-            if at.lanes and column is None:
-                sums = f.extract(sums, 0)
-            is_low = is_paired and first.value.dtype == dtypes.bfloat16 and bool(sums.lanes)
-            value = round_sums(f, sums) if is_low else f.convert(sums, first.value.dtype)
-            e.bind(first.value, first.at, value, bool(sums.lanes))
-            elements = [(p, e.element(p.value, p.at).operand) for p in written]
-            for piece, operand in elements:
-                write(e, part.pointer_of(piece.value), piece, operand)
-            e.vector, e.lanes, e.mask = None, 0, None
+    def convert(f: Function, sums: Operand, dtype: DType) -> Operand:
+        is_low = is_paired and dtype == dtypes.bfloat16 and bool(sums.lanes)
+        return round_sums(f, sums) if is_low else f.convert(sums, dtype)
 
-    def end(f: Function, state: tuple[KernelFunction, Segment]) -> None:
-        state[0].report()
-
-    return Epilogue(store, ("kernel", kernel.f.name), begin, _instructions(kernel, group), end)
-
-
-def _instructions(kernel: KernelFunction, group: Group) -> int:
-    """Return about how many instructions compute and store the pieces after the first."""
-    values = [p.value for p in group.pieces[1:]]
-    count = 2 + 2 * sum(kernel.is_written(v) for v in values)
-    seen = {group.pieces[0].value}
-    while values:
-        value = values.pop()
-        if value.node is None or value in seen or kernel.is_loaded(value):
-            continue
-        seen.add(value)
-        count += _PER_DRAW if value.node.op.kind is Kind.RANDOM else _PER_OP
-        values += value.node.inputs
-    return count
+    return Epilogue(**fuse(kernel, group, stand, convert)._asdict())
 
 
 def place_axes(

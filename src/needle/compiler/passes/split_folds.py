@@ -20,9 +20,13 @@ from needle.ops.joining import concat
 from needle.ops.movement import reshape
 from needle.ops.record import Op
 from needle.ops.slicing import strided_slice
+from needle.shapes import Shape
 
 #: Elements that are combined to one before a reduction counts as long.
 LONG = 1 << 15
+#: The same for columns along the first axis and others: their elements are far apart in memory, and
+#: those of each element of the first axis are a chunk without its being cut.
+LONG_COLUMNS = 1 << 7
 #: Elements of a chunk, at least and at most.
 SHORTEST, LONGEST = 512, 1 << 13
 
@@ -47,8 +51,15 @@ def split_folds(graph: Graph) -> Graph:
 
 
 def _is_long(node: Node) -> bool:
-    extents = [node.inputs[0].shape[a] for a in node.attrs["axes"]]
-    return not any(rows_in(n) for n in extents) and math.prod(extents) >= LONG
+    x, axes = node.inputs[0], node.attrs["axes"]
+    extents = [x.shape[a] for a in axes]
+    return not any(rows_in(n) for n in extents) and math.prod(extents) >= _long(x.shape, axes)
+
+
+def _long(shape: Shape, axes: Sequence[int]) -> int:
+    """Return from how many elements a reduction of ``shape`` along ``axes`` counts as long."""
+    several = sum(shape[a] > 1 for a in axes) > 1
+    return LONG_COLUMNS if several and 0 in axes and len(shape) - 1 not in axes else LONG
 
 
 def _apply(origin: Node, op: Op, inputs: Sequence[Value], **attrs: object) -> Value:
@@ -59,18 +70,22 @@ def _apply(origin: Node, op: Op, inputs: Sequence[Value], **attrs: object) -> Va
 def _split(node: Node, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
     """Return the reduction of ``x`` over ``axes``, in parts."""
     op = node.op
-    while math.prod(x.shape[a] for a in axes) >= LONG:
+    wide = [a for a in axes if x.shape[a] > 1]
+    while len(wide) > 1 and math.prod(x.shape[a] for a in wide) >= _long(x.shape, axes):
+        # The last axes first: their elements are neighbours.
+        inner, count = wide[-1:], x.shape[wide[-1]]
+        for a in wide[-2:0:-1]:
+            if count >= SHORTEST or count * x.shape[a] >= LONG:
+                break
+            inner, count = [a, *inner], count * x.shape[a]
+        if count >= LONG:
+            x = _chunked(node, x, inner[-1])
+        else:
+            x = _apply(node, op, [x], axes=tuple(inner), keepdims=True)
         wide = [a for a in axes if x.shape[a] > 1]
-        if len(wide) > 1:
-            # The last axes first: their elements are neighbours.
-            inner = wide[-1:]
-            while len(inner) < len(wide) - 1 and math.prod(x.shape[a] for a in inner) < SHORTEST:
-                inner = wide[-len(inner) - 1 :]
-            if math.prod(x.shape[a] for a in inner) < LONG:
-                x = _apply(node, op, [x], axes=tuple(inner), keepdims=True)
-                continue
-            wide = wide[-1:]
-        x = _chunked(node, x, wide[0])
+    while wide and math.prod(x.shape[a] for a in wide) >= LONG:
+        x = _chunked(node, x, wide[-1])
+        wide = [a for a in axes if x.shape[a] > 1]
     return _apply(node, op, [x], axes=axes, keepdims=keepdims)
 
 

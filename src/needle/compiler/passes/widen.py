@@ -1,4 +1,7 @@
-"""Widening: sums of 16-bit floats that lie in memory while they grow are held in float32."""
+"""Widening: sums of 16-bit floats that kernels do not hold in float32 by themselves.
+
+That are those that lie in memory while they grow, and those of convolutions.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from typing import Any
 from needle import dtypes
 from needle.graph.ir import Graph, Node, Value, keep
 from needle.graph.tracing import expand
+from needle.ops.convolution_form import Convolution
 from needle.ops.engine import engine
 from needle.ops.ordered import Scan, Scatter
 
 
 def widen(graph: Graph) -> Graph:
-    """Return the graph with scans and scatters that add 16-bit floats done in float32."""
+    """Return the graph with scans, scatters and convolutions of 16-bit floats done in float32."""
     if any(_is_narrow(node) for node in graph.nodes):
         graph = graph.rebuild(_widened)
     return graph
@@ -21,7 +25,7 @@ def widen(graph: Graph) -> Graph:
 
 def _is_narrow(node: Node) -> bool:
     lower, dtype = node.op.lower, node.results[0].dtype
-    is_sum = isinstance(lower, Scan | Scatter) and lower.is_sum
+    is_sum = isinstance(lower, Convolution) or (isinstance(lower, Scan | Scatter) and lower.is_sum)
     return is_sum and dtypes.is_float(dtype) and dtypes.accumulation_dtype(dtype) != dtype
 
 

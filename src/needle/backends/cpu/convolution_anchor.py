@@ -1,0 +1,100 @@
+"""Convolutions in a program: dense images and weights, the group's other pieces as epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from needle.backends.cpu.conv import ConvSpec, Epilogue, Place, emit_conv, plan_conv
+from needle.backends.cpu.emit import Position
+from needle.backends.cpu.epilogue import axes_of, fuse
+from needle.backends.cpu.kernel import KernelFunction
+from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.target import Target
+from needle.compiler.access import View, view_of
+from needle.compiler.fusion import Group
+from needle.compiler.index import Var
+from needle.graph.ir import Node, Value
+from needle.ops.convolution_form import Convolution
+
+
+@dataclass
+class ConvolutionPlan:
+    """A convolution, or one of its gradients, as a kernel of a program; see `AnchorPlan`."""
+
+    group: Group
+    spec: ConvSpec
+    operands: tuple[View, View]
+    threads: int
+    tasks: int = 1
+    workspace: int = 0
+
+    def emit(self, kernel: KernelFunction, workspace: str) -> None:
+        """Emit the kernel: a call of the convolution's function with the epilogue fused in."""
+        f = kernel.f
+        spec = replace(self.spec, epilogue=_epilogue(kernel, self.group))
+        convolution = emit_conv(f.module, spec, self.threads, name=f"{f.name}_convolution")
+        first, second = (
+            f.pointer(kernel.pointer_of(v.base), v.offset, v.base.dtype) for v in self.operands
+        )
+        task = f.argument("task")
+        convolution.call(f, first, second, "null", extra="%args", workspace=workspace, task=task)
+
+
+def plan_convolution(
+    group: Group,
+    lower: Convolution,
+    is_stored: Callable[[Value], bool],
+    target: Target,
+    threads: int,
+) -> ConvolutionPlan:
+    """Return the plan of a convolution or of one of its gradients."""
+    node = group.anchor
+    assert node is not None
+    spec = _spec(node, lower)
+    views = [view_of(v, is_stored) for v in node.inputs]
+    if lower.form == "weight_grad":  # its record has the cotangent first
+        views.reverse()
+    first, second = views
+    assert first is not None
+    assert second is not None
+    plan = plan_conv(spec, target, threads)
+    return ConvolutionPlan(group, spec, (first, second), threads, plan.tasks, plan.workspace)
+
+
+def _spec(node: Node, lower: Convolution) -> ConvSpec:
+    """Return the convolution of which ``node`` computes the result or a gradient."""
+    first, second, result = (v.shape for v in (*node.inputs, node.result))
+    (images, height, width, channels), (kh, kw, _, out) = {
+        "forward": (first, second),
+        "input_grad": (result, second),
+        "weight_grad": (second, result),
+    }[lower.form]
+    sliding: dict[str, Any] = {
+        name: node.attrs[name] for name in ("stride", "pads", "dilation", "groups")
+    }
+    return ConvSpec(
+        lower.form,
+        images,
+        height,
+        width,
+        channels,
+        out,
+        (kh, kw),
+        dtype=node.result.dtype,
+        **sliding,
+    )
+
+
+def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
+    """Return what computes and stores the group's pieces from a vector of sums."""
+    axes = axes_of(group.pieces[0])
+
+    def stand(f: Function, places: dict[Var, Position], at: Place, level: int) -> None:
+        numbers = (at.image, at.row, at.column, at.channel)
+        for var, number in zip(axes, numbers, strict=True):
+            if var is not None:
+                places[var] = Position(number, level)
+
+    return Epilogue(**fuse(kernel, group, stand)._asdict())

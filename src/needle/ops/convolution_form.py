@@ -1,0 +1,19 @@
+"""The three forms of a convolution: what the ``lower`` of their records is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A kernel that slides over images whose channels come last.
+
+    Attributes:
+        form: which partial derivative of the trilinear form the op is; see
+            `needle.ops.convolution`. The inputs and attributes are those of `conv2d_nhwc` and its
+            gradients.
+    """
+
+    form: Literal["forward", "input_grad", "weight_grad"]
