@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks import report
 from benchmarks.harness import ROOT
 from benchmarks.torch_gpt import GPT
-from benchmarks.torch_programs import resnet20
+from benchmarks.torch_networks import resnet20
 from needle.train import Callback, Run, TaskOptions
 from needle.train.report.chart import Series, line_chart
 from needle.train.report.style import CSS
@@ -72,7 +72,7 @@ def train_needle(task: str, data: Path, epochs: int, precision: str) -> list[Rec
 def torch_model(task: str, model: Any) -> Any:
     """Return PyTorch's form of a model of needle's, with the same weights."""
     if task == "cifar10":
-        twin: Any = resnet20()
+        twin: Any = resnet20(10)
     else:
         c = model.config
         twin = GPT(c.vocabulary, c.context, c.layers, c.heads, c.width, c.dropout)

@@ -14,6 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
+from benchmarks import jax_networks
+
 Program = Callable[[], Any]
 
 
@@ -136,6 +138,46 @@ def mlp_adam_step(batch: int) -> Program:
 
     zeros = jax.tree.map(jnp.zeros_like, _mlp())
     return _train(step, (_mlp(), zeros, zeros, jnp.zeros(())))
+
+
+def _network(
+    network: str, batch: int, size: int, classes: int
+) -> tuple[jax_networks.Network, Any, jax_networks.Layers]:
+    """Return a network, images with the channels last, and the layers that it has made."""
+    function = getattr(jax_networks, network)
+    x = jnp.transpose(_normal(batch, 3, size, size), (0, 2, 3, 1))
+    layers = jax_networks.Layers(None, None, is_training=False)
+    function(layers, x[:1], classes)
+    return function, x, layers
+
+
+def network_step(network: str, batch: int, size: int, classes: int) -> Program:
+    function, x, made = _network(network, batch, size, classes)
+    y = jnp.asarray(np.random.default_rng(1).integers(0, classes, batch))
+
+    def loss(parameters: Any, statistics: Any) -> Any:
+        layers = jax_networks.Layers(parameters, statistics, is_training=True)
+        return _loss(function(layers, x, classes), y), layers.statistics
+
+    def step(state: Any) -> Any:
+        parameters, momenta, statistics = state
+        slopes, statistics = jax.grad(loss, has_aux=True)(parameters, statistics)
+        momenta = jax.tree.map(lambda u, g: 0.9 * u + g, momenta, slopes)
+        parameters = jax.tree.map(lambda p, u: p - 0.1 * u, parameters, momenta)
+        return parameters, momenta, statistics
+
+    zeros = jax.tree.map(jnp.zeros_like, made.parameters)
+    return _train(step, (made.parameters, zeros, made.statistics))
+
+
+def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
+    function, x, made = _network(network, batch, size, classes)
+
+    def forward(parameters: Any, statistics: Any, x: Any) -> Any:
+        layers = jax_networks.Layers(parameters, statistics, is_training=False)
+        return function(layers, x, classes)
+
+    return _call(forward, made.parameters, made.statistics, x)
 
 
 def _train(step: Any, state: Any) -> Program:

@@ -200,14 +200,36 @@ def mlp_resnet_step(batch: int) -> Program:
     return _step(model, optim.Adam(model.parameters(), lr=0.001), _normal(batch, 784), labels)
 
 
-def resnet20_step(batch: int) -> Program:
-    from needle.models import resnet20
-
-    ndl.manual_seed(0)
-    model = resnet20()
-    x = _normal(batch, 3, 32, 32)
-    y = ndl.asarray(np.random.default_rng(1).integers(0, 10, batch))
+def network_step(network: str, batch: int, size: int, classes: int) -> Program:
+    """A step of an image classifier."""
+    model, x = _network(network, batch, size, classes)
+    y = ndl.asarray(np.random.default_rng(1).integers(0, classes, batch))
     return _step(model, optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
+
+
+def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
+    """What an image classifier says."""
+    model, x = _network(network, batch, size, classes)
+    forward = _mode(model.eval())
+
+    def call() -> Any:
+        with ndl.inference_mode():
+            return forward(x)
+
+    return call
+
+
+def _network(network: str, batch: int, size: int, classes: int) -> tuple[nn.Module, ndl.Tensor]:
+    from needle import models
+
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "resnet20": lambda: models.resnet20(classes),
+        "resnet18_cifar": lambda: models.resnet18(classes, small_images=True),
+        "resnet50": lambda: models.resnet50(classes),
+        "mobilenet_v2_cifar": lambda: models.MobileNetV2(classes, small_images=True),
+    }
+    ndl.manual_seed(0)
+    return makers[network](), _normal(batch, 3, size, size)
 
 
 def _gpt(context: int, layers: int, heads: int, width: int, vocabulary: int) -> nn.Module:

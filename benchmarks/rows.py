@@ -35,6 +35,16 @@ def _case(
     return Case(row, program, args)
 
 
+def _network(
+    name: str, network: str, what: str, batch: int, size: int = 32, classes: int = 10, **more: Any
+) -> Case:
+    """A row of an image classifier: its SGD step, or its forward pass."""
+    words = {"step": "step", "forward": "inference"}
+    images = {"batch": batch, "size": size, "classes": classes}
+    title = f"{name} {words[what]}, batch {batch}"
+    return _case(title, f"network_{what}", network=network, **images, **more)
+
+
 _ROWS, _COLUMNS = 4096, 768
 _LARGE = {"rows": _ROWS, "columns": _COLUMNS}
 #: Bytes of one array of 4096×768 float32.
@@ -53,7 +63,20 @@ CHAPTERS: dict[str, list[Case]] = {
         _case("MLP Adam step, batch 128", "mlp_adam_step", times=2.0, batch=128),
         _case("MLPResNet Adam step, batch 100", "mlp_resnet_step", times=4.0, main=True, batch=100),
         _case("MLP forward, batch 1", "mlp_forward", at_most=9.0, main=True, batch=1),
-        _case("ResNet-20 CIFAR step, batch 32", "resnet20_step", batch=32),
+        _network("ResNet-20 CIFAR", "resnet20", "step", 128, times=1.6, main=True),
+        _network("ResNet-20 CIFAR", "resnet20", "step", 32),
+        _network("ResNet-18 CIFAR", "resnet18_cifar", "step", 32, times=1.3),
+        _network("MobileNetV2 CIFAR", "mobilenet_v2_cifar", "step", 32, times=1.3),
+        _network("ResNet-50 224²", "resnet50", "step", 8, times=1.15, size=224, classes=1000),
+        *(
+            _network(name, network, "forward", batch, times=1.05, **images)
+            for name, network, images in (
+                ("ResNet-20 CIFAR", "resnet20", {}),
+                ("ResNet-18 CIFAR", "resnet18_cifar", {}),
+                ("ResNet-50 224²", "resnet50", {"size": 224, "classes": 1000}),
+            )
+            for batch in (1, 32)
+        ),
         _case(
             "GPT 6×384 AdamW step, batch 8×256",
             "gpt_step",
@@ -179,4 +202,16 @@ CHAPTERS: dict[str, list[Case]] = {
 STEPS: list[tuple[str, str, dict[str, Any], float]] = [
     ("MLP step", "mlp_sgd_step", {"batch": 32}, 500.0),
     ("MLPResNet step", "mlp_resnet_step", {"batch": 100}, 2000.0),
+    (
+        "ResNet-20 CIFAR step",
+        "network_step",
+        {"network": "resnet20", "batch": 128, "size": 32, "classes": 10},
+        4000.0,
+    ),
+    (
+        "ResNet-50 224² step",
+        "network_step",
+        {"network": "resnet50", "batch": 8, "size": 224, "classes": 1000},
+        10000.0,
+    ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks import torch_networks
 from benchmarks.torch_gpt import GPT
 
 Program = Callable[[], Any]
@@ -279,43 +281,54 @@ def mlp_resnet_step(batch: int) -> Program:
     return _step(model, torch.optim.Adam(model.parameters(), lr=0.001), _normal(batch, 784), y)
 
 
-class _Block(nn.Module):
-    """Basic block of CIFAR ResNets, with the parameter-free shortcut."""
+def network_step(network: str, batch: int, size: int, classes: int) -> Program:
+    """A step of an image classifier, in the layout in which it is faster."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.stride, self.extra = stride, outside - inside
+    def make(layout: torch.memory_format) -> Program:
+        model, x = _network(network, batch, size, classes, layout)
+        y = torch.from_numpy(np.random.default_rng(1).integers(0, classes, batch))
+        return _step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.extra:
-            zeros = (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2)
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], zeros)
-        return F.relu(x + y)
+    return _faster(make)
 
 
-def resnet20() -> nn.Module:
-    """Return `needle.models.resnet20`, with its parameters in the same order."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    inside = 16
-    for outside in (16, 32, 64):
-        for i in range(3):
-            layers.append(_Block(inside, outside, 2 if i == 0 and outside > 16 else 1))
-            inside = outside
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    return nn.Sequential(*layers)
+def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
+    """What an image classifier says, in the layout in which it is faster."""
+
+    def make(layout: torch.memory_format) -> Program:
+        model, x = _network(network, batch, size, classes, layout)
+        forward = _mode(model.eval())
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return forward(x)
+
+        return call
+
+    return _faster(make)
 
 
-def resnet20_step(batch: int) -> Program:
+def _network(
+    network: str, batch: int, size: int, classes: int, layout: torch.memory_format
+) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    model = resnet20()
-    x = _normal(batch, 3, 32, 32)
-    y = torch.from_numpy(np.random.default_rng(1).integers(0, 10, batch))
-    return _step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
+    model = getattr(torch_networks, network)(classes).to(memory_format=layout)
+    return model, _normal(batch, 3, size, size).contiguous(memory_format=layout)
+
+
+def _faster(make: Callable[[torch.memory_format], Program]) -> Program:
+    """Return the program for contiguous images or for channels last, whichever takes less time."""
+    layouts = (torch.contiguous_format, torch.channels_last)
+
+    def seconds(layout: torch.memory_format) -> float:
+        program = make(layout)
+        program()
+        start = time.perf_counter()
+        for _ in range(2):
+            program()
+        return time.perf_counter() - start
+
+    return make(min(layouts, key=seconds))
 
 
 def gpt_step(
