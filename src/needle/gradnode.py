@@ -216,6 +216,8 @@ class OpNode(GradNode):
                 arguments.append(self.dtypes[key])
             elif source == "i":
                 arguments.append(i)
+            elif source == "attrs":
+                arguments.append(self.attrs)
             elif source == "inputs":
                 rest = range(key, len(self.shapes))
                 arguments.append(tuple(self._input(k, create_graph) for k in rest))

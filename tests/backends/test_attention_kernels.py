@@ -142,6 +142,20 @@ def test_rows_without_keys_are_zero_and_have_no_gradients():
     assert_same(problem.kernels(), problem.references(), np.float32)
 
 
+@pytest.mark.parametrize("offset", [None, 0, 5, 63, 64, 130, 1000, -1])
+@pytest.mark.parametrize("mask", [None, ("bool", (1, 1, 1, 1)), ("float", (0, 0, 0, 1)),
+                                  ("bool", (1, 0, 0, 0))])  # fmt: skip
+def test_a_single_query(mask, offset):
+    problem = Problem((2, 1, 131, 2, 2, 20, 33), mask=mask, causal=True, offset=offset)
+    assert_same(problem.kernels(), problem.references(), np.float32)
+    turned = Problem((2, 1, 131, 2, 2, 20, 33), mask=mask, causal=True, offset=offset)
+    turned.qkv = [np.asfortranarray(x) for x in problem.qkv]
+    if mask is not None:
+        turned.rest[0] = np.repeat(problem.rest[0], 2, axis=3)[..., ::2]
+    for a, b in zip(turned.kernels(), problem.kernels(), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 @pytest.mark.parametrize("sizes", [(0, 3, 4, 1, 1, 2, 2), (1, 0, 4, 1, 1, 2, 2),
                                    (1, 3, 0, 1, 1, 2, 2), (1, 3, 4, 1, 1, 0, 2),
                                    (1, 3, 4, 1, 1, 2, 0)])  # fmt: skip

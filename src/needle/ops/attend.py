@@ -117,7 +117,8 @@ def _check_mask(name: str, mask: Spec, weights: Shape, dtype: Any) -> None:
         )
 
 
-def _options(rest: Sequence[Any], **attrs: Any) -> tuple[Options, dict[str, Any]]:
+def _options(rest: Sequence[Any], attrs: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """Return the attributes, and the further inputs by name."""
     o = Options(**attrs)
     return o, o.name(rest)
 
@@ -142,7 +143,7 @@ def _infer_attend(
 
 
 def _attend(query: Array, key: Array, value: Array, *rest: Array, **attrs: Any) -> Any:
-    o, extra = _options(rest, **attrs)
+    o, extra = _options(rest, attrs)
     groups = key.shape[2]
     q, k, v = (split_heads(np, x, groups) for x in (query, key, value))
     scores = scores_of(ARRAYS, q, k, extra, o)
@@ -164,15 +165,10 @@ def _attend_vjp(
     key: Tensor,
     value: Tensor,
     rest: tuple[Tensor, ...],
-    masked: bool,
-    shifted: bool,
-    causal: bool,
-    scale: float,
-    dropout: float,
+    attrs: dict[str, Any],
 ) -> Any:
-    o = Options(masked, shifted, causal, scale, dropout)
     delta = _delta(g, out)
-    return apply(attend_slopes, g[0], query, key, value, out[1], delta, *rest, **vars(o))
+    return apply(attend_slopes, g[0], query, key, value, out[1], delta, *rest, **attrs)
 
 
 def _delta(g: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]) -> Tensor:
@@ -188,16 +184,10 @@ def _attend_vjp_rest(
     key: Tensor,
     value: Tensor,
     rest: tuple[Tensor, ...],
-    masked: bool,
-    shifted: bool,
-    causal: bool,
-    scale: float,
-    dropout: float,
+    attrs: dict[str, Any],
 ) -> Tensor:
     """Return the cotangent of a mask that is added, the only further input of floats."""
-    o, extra = _options(
-        rest, masked=masked, shifted=shifted, causal=causal, scale=scale, dropout=dropout
-    )
+    o, extra = _options(rest, attrs)
     parts = WeightParts(g[0], query, key, value, out[1], _delta(g, out), extra, o)
     return sum_to_shape(parts.joined(parts.slopes), extra["mask"].shape)
 
@@ -372,7 +362,7 @@ def _attend_slopes(
     *rest: Array,
     **attrs: Any,
 ) -> Any:
-    o, extra = _options(rest, **attrs)
+    o, extra = _options(rest, attrs)
     groups = key.shape[2]
     q, k, v, g = (split_heads(np, x, groups) for x in (query, key, value, cotangent))
     b, length, heads, _ = query.shape
@@ -400,20 +390,14 @@ def _slopes_vjp(
     lse: Tensor,
     delta: Tensor,
     rest: tuple[Tensor, ...],
-    masked: bool,
-    shifted: bool,
-    causal: bool,
-    scale: float,
-    dropout: float,
+    attrs: dict[str, Any],
 ) -> Any:
     """Return the cotangents of g, Q, K, V, lse and delta.
 
     With a, b, c those of dQ, dK, dV, that of dS is ``Y = scale · (a Kᵀ + Q bᵀ)``, that of the
     dropped weights ``Z = g cᵀ``, and that of the scores ``U``.
     """
-    o, extra = _options(
-        rest, masked=masked, shifted=shifted, causal=causal, scale=scale, dropout=dropout
-    )
+    o, extra = _options(rest, attrs)
     p = WeightParts(cotangent, query, key, value, lse, delta, extra, o)
     a, b, c, y, u = second_parts(p, g, o.scale)
     yp = y * p.weights
@@ -449,15 +433,9 @@ def _slopes_vjp_rest(
     lse: Tensor,
     delta: Tensor,
     rest: tuple[Tensor, ...],
-    masked: bool,
-    shifted: bool,
-    causal: bool,
-    scale: float,
-    dropout: float,
+    attrs: dict[str, Any],
 ) -> Tensor:
-    o, extra = _options(
-        rest, masked=masked, shifted=shifted, causal=causal, scale=scale, dropout=dropout
-    )
+    o, extra = _options(rest, attrs)
     p = WeightParts(cotangent, query, key, value, lse, delta, extra, o)
     *_, u = second_parts(p, g, o.scale)
     return sum_to_shape(p.joined(u), extra["mask"].shape)

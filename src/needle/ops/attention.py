@@ -223,7 +223,8 @@ def scaled_dot_product_attention(
 
     Computed tile by tile: memory grows with the lengths, not with their product. Gradients are,
     too, but for that by a mask of floats, and those of second order. A row's bits depend on neither
-    the batch nor the number of threads.
+    the batch, the other queries nor the number of threads; a query that is the only one is summed
+    in another order.
 
     Sources: A. Vaswani et al., "Attention Is All You Need", 2017; T. Dao et al., "FlashAttention:
     Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022.

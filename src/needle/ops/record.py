@@ -22,6 +22,7 @@ parameter                 receives
 an input's name           that input, as a tensor
 ``x_shape``, ``x_dtype``  shape or dtype of the input ``x``, without keeping its values
 an attribute's name       that attribute
+``attrs``                 all attributes, by name
 ``i``                     which of the variadic inputs the cotangent is asked for
 ========================  ====================================================================
 """
@@ -253,7 +254,7 @@ class BoundRule:
             self.sources.append(self._source(parameter, op))
 
     def _source(self, parameter: str, op: Op) -> tuple[str, Any]:
-        if parameter in ("g", "i"):
+        if parameter in ("g", "i", "attrs"):
             return parameter, None
         if parameter == "out":
             self.wants_out = True

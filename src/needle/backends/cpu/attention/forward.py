@@ -10,8 +10,10 @@ import math
 
 from needle.backends.cpu.attention.blocks import Pass
 from needle.backends.cpu.attention.products import emit_accumulate, emit_scores
+from needle.backends.cpu.attention.single import emit_single
 from needle.backends.cpu.attention.spec import FORWARD, KEYS, QUERIES, AttentionSpec
 from needle.backends.cpu.attention.weights import FACTOR, TOP, TOTAL, emit_softmax
+from needle.backends.cpu.gemm.streaming import LINE, prefetch
 from needle.backends.cpu.llvm import Index, Module, Operand
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
@@ -80,15 +82,39 @@ class _Forward(Pass):
         rows: Operand,
         vectors: Operand,
     ) -> None:
+        f = self.f
+        self._clear(vectors)
+        last = self.last_key(first, rows)
+
+        def several() -> None:
+            self._several(item, heads, first, rows, vectors, last)
+
+        if self.spec.drops:
+            several()
+        else:
+            # Not of one row in a last block: how a row is computed depends on the length alone.
+            is_single = f.compare("eq", self.w["length"], f.operand(1))
+            f.branch(is_single, lambda: self._one(item, heads, last), several)
+        self._finish(item, first, rows, vectors)
+
+    def _several(
+        self,
+        item: dict[str, Operand],
+        heads: tuple[str, str, str],
+        first: Index,
+        rows: Operand,
+        vectors: Operand,
+        last: Index,
+    ) -> None:
+        """Emit the sums of a block of queries, by tiles."""
         f, w, dtype = self.f, self.w, self.spec.dtype
         q, k, v = heads
         self.turn("q", q, first, rows, self.spec.width, self.panel)
         self.scale(self.panel, self.spec.width, vectors)
-        self._clear(vectors)
-        factors = f.pointer(self.stats, FACTOR, dtype)
-        last = self.last_key(first, rows)
+        is_few = f.compare("eq", vectors, f.operand(1))
 
         def keys(key: Index, count: Operand) -> None:
+            f.branch(is_few, lambda: self._ask_ahead((k, v), key, last))
             kept = (self.row("k", k, key), w["k_row"])
             shift = self.shift(first, key)
             emit_scores(
@@ -103,22 +129,73 @@ class _Forward(Pass):
                     f, self.spec, is_diagonal, self.tile, self.stats, call
                 ),
             )
-            emit_accumulate(
-                f,
-                dtype,
-                self.tile,
-                (self.row("v", v, key), w["v_row"]),
-                (self.sums, self.padded),
-                rows,
-                self.spec.value_width,
-                count,
-                shift,
-                by_query=True,
-                factors=factors,
-            )
+            self._add(v, key, rows, count, shift, by_query=True)
 
         self.each_key_block(0, f.floordiv_index(f.add_index(last, KEYS - 1), KEYS), last, keys)
-        self._finish(item, first, rows, vectors)
+
+    def _one(self, item: dict[str, Operand], heads: tuple[str, str, str], last: Index) -> None:
+        """Emit the sums of a single query."""
+        f, w, spec, lanes = self.f, self.w, self.spec, self.lanes
+        q, k, v = heads
+        factor = f.splat(f.convert(w.real("scale"), spec.dtype), lanes)
+        for column in range(0, spec.width, lanes):
+            left = spec.width - column
+            there = f.tail_mask(left, lanes) if left < lanes else None
+            x = f.load(q, column, spec.dtype, lanes, there)
+            f.store(f.mul(x, factor), self.panel, column)
+        zero = f.operand(0)
+
+        def keys(key: Index, count: Operand) -> None:
+            self._ask_ahead((k, v), key, last)
+            kept = (self.row("k", k, key), w["k_row"])
+            mask: tuple[str, Index] = ("null", zero)
+            if spec.mask is not None:
+                head = self.head("mask", item["batch"], item["head"], spec.mask)
+                place = f.mul_index(key, w["mask_key"])
+                mask = (f.pointer(head, place, spec.mask), w["mask_key"])
+            emit_single(f, spec, self.panel, kept, self.tile, self.stats, count, mask)
+            self._add(v, key, f.operand(1), count, -KEYS, by_query=False)
+
+        self.each_key_block(0, f.floordiv_index(f.add_index(last, KEYS - 1), KEYS), last, keys)
+        total = f.load(self.stats, TOTAL, spec.dtype, lanes)
+        f.store(f.fold(total, f.add), self.stats, TOTAL)
+
+    def _add(
+        self, v: str, key: Index, rows: Operand, count: Operand, shift: Index, *, by_query: bool
+    ) -> None:
+        """Emit the sums of values by the weights of a tile, added to those of the keys before."""
+        f, dtype = self.f, self.spec.dtype
+        emit_accumulate(
+            f,
+            dtype,
+            self.tile,
+            (self.row("v", v, key), self.w["v_row"]),
+            (self.sums, self.padded),
+            rows,
+            self.spec.value_width,
+            count,
+            shift,
+            by_query=by_query,
+            factors=f.pointer(self.stats, FACTOR, dtype),
+        )
+
+    def _ask_ahead(self, heads: tuple[str, str], key: Index, last: Index) -> None:
+        """Emit hints that the next block of keys and values is soon read.
+
+        For few queries attention takes as long as these take to arrive.
+        """
+        f, size = self.f, self.spec.dtype.itemsize
+        start = f.add_index(key, KEYS)
+        stop = f.min_index(f.add_index(start, KEYS), last)
+        widths = (self.spec.width, self.spec.value_width)
+
+        def row(i: Index, _: list[Operand]) -> None:
+            for name, head, width in zip("kv", heads, widths, strict=True):
+                there = self.row(name, head, i)
+                for column in range(0, width, LINE // size):
+                    prefetch(f, f.pointer(there, column, self.spec.dtype), 2)
+
+        f.loop(start, stop, 1, [], row)
 
     def _clear(self, vectors: Operand) -> None:
         """Emit the state before the first key: no sum, and no largest score."""

@@ -213,6 +213,14 @@ class TileFunction:
         return [f.compare("uge", w, f.splat(threshold, lanes)) for w in words]
 
 
+def larger(f: MathFunction, x: Operand, y: Operand) -> Operand:
+    """Return the larger score, in one instruction.
+
+    NaN may get lost here; it comes back in the exponentials.
+    """
+    return f.select(f.compare("ogt", x, y), x, y)
+
+
 def emit_softmax(f: MathFunction, spec: AttentionSpec, is_diagonal: bool, scores: str, stats: str,
                  call: TileCall) -> None:  # fmt: skip
     """Emit the call that turns the scores of a tile into weights, and adds them to the statistics.
@@ -241,12 +249,8 @@ def _softmax(module: Module, spec: AttentionSpec, is_diagonal: bool) -> str:
             if tile.changes or left is not None:
                 for t, x in enumerate(found):
                     tile.store(x, "%scores", f.add_index(key, t), query)
-            pairs = [larger(found[i], found[i + 1]) for i in range(0, GROUP, 2)]
-            return [larger(top[0], larger(*pairs))]
-
-        def larger(x: Operand, y: Operand) -> Operand:
-            # One instruction. NaN may get lost here; it comes back in the exponentials.
-            return f.select(f.compare("ogt", x, y), x, y)
+            pairs = [larger(f, found[i], found[i + 1]) for i in range(0, GROUP, 2)]
+            return [larger(f, top[0], larger(f, *pairs))]
 
         stop = tile.last_key(query)
         (top,) = tile.rows(stop, [old], largest)
