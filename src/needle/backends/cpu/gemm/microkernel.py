@@ -6,7 +6,7 @@ multiplied with its row of B: rows × vectors fused multiply-adds for rows + vec
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from needle import dtypes
@@ -110,16 +110,35 @@ class Microkernel:
         name = f.module.memo.get(self.key)
         if name is None:
             name = f.module.memo[self.key] = _Emitter(self, f.module).emit()
-        given = []
-        for argument, kind in self._arguments().items():
-            if argument in pointers:
-                given.append(f"ptr {pointers[argument]}")
-            elif kind == "i1":
-                value = values[argument]
-                given.append(f"i1 {int(value) if isinstance(value, int) else value.text}")
-            else:
-                given.append(f.operand(values[argument]).typed)
-        f.emit(f"call void @{name}({', '.join(given)})")
+        emit_call(f, name, self._arguments(), pointers, values)
+
+
+def emit_call(
+    f: Function,
+    name: str,
+    arguments: Mapping[str, str],
+    pointers: Mapping[str, str],
+    values: Mapping[str, Index],
+) -> None:
+    """Emit a call of a function.
+
+    Args:
+        f: the caller.
+        name: of the function.
+        arguments: its arguments and their types.
+        pointers: what is given for those that are pointers.
+        values: what is given for the others: indices and bools.
+    """
+    given = []
+    for argument, kind in arguments.items():
+        if argument in pointers:
+            given.append(f"ptr {pointers[argument]}")
+        elif kind == "i1":
+            value = values[argument]
+            given.append(f"i1 {int(value) if isinstance(value, int) else value.text}")
+        else:
+            given.append(f.operand(values[argument]).typed)
+    f.emit(f"call void @{name}({', '.join(given)})")
 
 
 class _Emitter:

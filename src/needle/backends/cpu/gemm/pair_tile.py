@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from needle import dtypes
+from needle.backends.cpu.gemm.microkernel import emit_call
 from needle.backends.cpu.gemm.spec import Epilogue, Extent, Place
 from needle.backends.cpu.gemm.vnni import LINE, PANEL, SIDE, TILE
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
@@ -120,16 +121,7 @@ class PairTile:
         name = f.module.memo.get(self.key)
         if name is None:
             name = f.module.memo[self.key] = _Emitter(self, f.module).emit()
-        given = []
-        for argument, kind in self._arguments().items():
-            if kind.startswith("ptr"):
-                given.append(f"ptr {pointers[argument]}")
-            elif kind == "i1":
-                value = values[argument]
-                given.append(f"i1 {int(value) if isinstance(value, int) else value.text}")
-            else:
-                given.append(f.operand(values[argument]).typed)
-        f.emit(f"call void @{name}({', '.join(given)})")
+        emit_call(f, name, self._arguments(), pointers, values)
 
 
 class _Emitter:

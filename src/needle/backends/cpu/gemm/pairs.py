@@ -9,6 +9,7 @@ tasks. Both take subnormal numbers for zeros, as factors and as sums.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from needle import dtypes
@@ -368,10 +369,9 @@ class PairBlock(Block):
         return self._beyond(self.of_sums, f.mul_index(slot, SUMS))
 
 
-def _if_positive(f: Function, number: Index, emit: object) -> None:
+def _if_positive(f: Function, number: Index, emit: Callable[[], None]) -> None:
     """Emit something, or a branch around it, if a number is above 0."""
-    assert callable(emit)
     if not isinstance(number, int):
-        f.branch(f.compare("sgt", number, f.operand(0)), lambda: emit() or [])
+        f.branch(f.compare("sgt", number, f.operand(0)), emit)
     elif number > 0:
         emit()

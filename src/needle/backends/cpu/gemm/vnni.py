@@ -85,16 +85,16 @@ def pack_panels(
         if isinstance(stride, int):
             return if_one if stride == 1 else otherwise
         is_one = f.compare("eq", stride, f.operand(1))
-        return lambda: _do(f.branch(is_one, if_one, otherwise))
+
+        def branch() -> None:
+            f.branch(is_one, if_one, otherwise)
+
+        return branch
 
     natural = (source.across, source.along) if paired else (source.along, source.across)
     ways = (_from_pairs, _from_rows) if paired else (_from_rows, _from_pairs)
     rest = choose(natural[1], call(ways[1]), call(_from_elements))
     choose(natural[0], call(ways[0]), rest)()
-
-
-def _do(_: object) -> None:
-    """Take a result that nobody needs."""
 
 
 def _each_strip(f: Function, visit: Callable[[Index, Operand], None]) -> None:
