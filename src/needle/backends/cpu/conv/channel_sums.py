@@ -12,8 +12,8 @@ from needle.backends.cpu.conv.channels import (
     strip_size,
     zero_elements,
 )
-from needle.backends.cpu.conv.dense_sums import first_and_last
 from needle.backends.cpu.conv.finish import Box, Finish
+from needle.backends.cpu.conv.parts import first_and_last, share
 from needle.backends.cpu.conv.phase import Correlations, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.spread import SpreadCopy
@@ -143,16 +143,11 @@ class ChannelSums:
         # At least once: sums of nothing are to be stored, too.
         f.loop(0, max(self.spec.images, 1), blocks.images, [], some_images)
 
-    def _share(self, count: int, part: Index, parts: int) -> tuple[Index, Index]:
-        f = self.f
-        ends = [f.mul_index(count, f.add_index(part, i)) for i in (0, 1)]
-        return f.floordiv_index(ends[0], parts), f.floordiv_index(ends[1], parts)
-
     def _vectors(self, own: tuple[Index, Index], bands: tuple[Index, Index]) -> None:
         """Emit the loops over vectors of channels, blocks, and groups of kernel rows."""
         f, plan, spec = self.f, self.plan, self.spec
         runs = list(segments(spec.out_channels, f.target, spec))
-        low, high = self._share(sum(run[1] for run in runs), own[0], plan.grid[0])
+        low, high = share(f, sum(run[1] for run in runs), own[0], plan.grid[0])
         number = 0
         for start, count, lanes, tail in runs:
 
@@ -191,7 +186,7 @@ class ChannelSums:
         """Emit the loops over groups of kernel rows, for a block and a vector."""
         f, plan, spec = self.f, self.plan, self.spec
         groups = -(-spec.kernel[0] // plan.kernel_rows)
-        low, high = self._share(groups, own, plan.grid[1])
+        low, high = share(f, groups, own, plan.grid[1])
         number = done = 0
         for size, count in split(spec.kernel[0], plan.kernel_rows):
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from needle.backends.cpu.conv.finish import Box, Finish
-from needle.backends.cpu.conv.phase import Correlations, Line, Phase, correlations
+from needle.backends.cpu.conv.parts import place_of, share
+from needle.backends.cpu.conv.phase import Correlations, Phase, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.spread import SpreadCopy
 from needle.backends.cpu.conv.strip import Reading, Strip, StripKernel, strips
@@ -169,10 +170,7 @@ class Channels:
         task: Index = f.argument("task") if plan.tasks > 1 else 0
         part, own = f.floordiv_index(task, plan.grid[1]), f.mod_index(task, plan.grid[1])
         blocks = work.source[0] * plan.bands
-        first, last = (
-            f.floordiv_index(f.mul_index(blocks, f.add_index(part, i)), plan.grid[0])
-            for i in (0, 1)
-        )
+        first, last = share(f, blocks, part, plan.grid[0])
         if plan.turns:
             self._turn_weights()
         if not plan.copies:
@@ -192,9 +190,7 @@ class Channels:
         f, plan, work = self.f, self.plan, self.work
         runs = list(segments(work.result[3], f.target, self.spec))
         every = sum(count for _, count, _, _ in runs)
-        mine = [
-            f.floordiv_index(f.mul_index(every, f.add_index(own, i)), plan.grid[1]) for i in (0, 1)
-        ]
+        mine = share(f, every, own, plan.grid[1])
 
         def vectors(visit: _Vector) -> None:
             """Emit what is done for each vector of the task's part of the channels."""
@@ -303,7 +299,7 @@ class Channels:
     ) -> None:
         f = self.f
         image, row, column, channel = at
-        row, column = _result(f, row, phase.down), _result(f, column, phase.across)
+        row, column = place_of(f, row, phase.down), place_of(f, column, phase.across)
         out = "%out"
         if self.spec.epilogue is None:
             _, height, width, channels = self.work.result
@@ -359,7 +355,3 @@ class Channels:
 
                     f.loop(0, spec.groups, 1, [], group)
                     before += outside * channels
-
-
-def _result(f: Function, number: Index, line: Line) -> Index:
-    return f.add_index(f.mul_index(number, line.step), line.start)

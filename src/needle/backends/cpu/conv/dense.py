@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 from needle.backends.cpu.conv.copying import PaddedCopy
 from needle.backends.cpu.conv.finish import Box
 from needle.backends.cpu.conv.finite import FiniteCheck
+from needle.backends.cpu.conv.parts import each_part, place_of, positive, share
 from needle.backends.cpu.conv.phase import Line, Phase
 from needle.backends.cpu.conv.plan import DensePlan
 from needle.backends.cpu.conv.spec import ConvSpec
@@ -78,10 +79,7 @@ class Dense:
         f, plan = self.f, self.plan
         task: Index = f.argument("task") if plan.tasks > 1 else 0
         part, channels = f.floordiv_index(task, plan.grid[1]), f.mod_index(task, plan.grid[1])
-        first, last = (
-            f.floordiv_index(f.mul_index(plan.blocks, f.add_index(part, i)), plan.grid[0])
-            for i in (0, 1)
-        )
+        first, last = share(f, plan.blocks, part, plan.grid[0])
         self._set_shares(channels)
         if plan.packs:
             for number, phase in enumerate(self.work.phases):
@@ -102,22 +100,15 @@ class Dense:
         """Emit which groups, or panels of each phase, are the task's."""
         f, plan, work = self.f, self.plan, self.work
 
-        def share(count: Index) -> tuple[Index, Index]:
-            first, last = (
-                f.floordiv_index(f.mul_index(count, f.add_index(part, i)), plan.grid[1])
-                for i in (0, 1)
-            )
-            return first, last
-
         self.columns = [
             tile_columns(f, work.outs, self.lanes, shape.vectors, self.masks)
             for shape in plan.shapes
         ]
         if plan.split_groups:
-            self.groups = share(work.groups)
+            self.groups = share(f, work.groups, part, plan.grid[1])
             self.panels = [(0, tiling.count) for tiling in self.columns]
         else:
-            self.panels = [share(tiling.count) for tiling in self.columns]
+            self.panels = [share(f, t.count, part, plan.grid[1]) for t in self.columns]
 
     def _groups(self, visit: Callable[[Index], None]) -> None:
         """Emit ``visit(group)`` for the task's groups."""
@@ -303,8 +294,8 @@ class Dense:
         channel = f.add_index(f.mul_index(panel.group, work.outs), panel.column)
         values |= {
             "image": image,
-            "row": _result(f, row, phase.down),
-            "column": _result(f, column, phase.across),
+            "row": place_of(f, row, phase.down),
+            "column": place_of(f, column, phase.across),
         }
         to = "%out"
         if tile.epilogue is None:
@@ -375,35 +366,3 @@ class Dense:
         if self.is_finite is not None and down.taps > 1:
             return (Level(down.taps, row, across.taps * depth * step), *inner)
         return nest([(down.taps, row), (across.taps, column), (depth, 1)], step)
-
-
-def positive(f: Function, x: Index) -> Index:
-    """Return x, or 0 if it is negative."""
-    if isinstance(x, int):
-        return max(x, 0)
-    zero = f.operand(0)
-    return f.select(f.compare("sgt", x, zero), x, zero)
-
-
-def _result(f: Function, number: Index, line: Line) -> Index:
-    return f.add_index(f.mul_index(number, line.step), line.start)
-
-
-def each_part(
-    f: Function,
-    bounds: tuple[Index, Index],
-    size: int,
-    extent: int,
-    visit: Callable[[Index, int], None],
-) -> None:
-    """Emit ``visit(start, size)`` for parts of a block of an axis: whole ones, and what is left at
-    the end of the axis, where alone a block's extent is no multiple of the size."""
-    start, stop = bounds
-    if size == 1:
-        f.loop(start, stop, 1, [], lambda i, _: visit(i, 1))
-        return
-    left = extent % size
-    whole = f.sub_index(stop, f.mod_index(f.sub_index(stop, start), size))
-    f.loop(start, whole, size, [], lambda i, _: visit(i, size))
-    if left:
-        f.loop(whole, stop, left, [], lambda i, _: visit(i, left))

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from needle.backends.cpu.conv.copying import PaddedCopy
-from needle.backends.cpu.conv.dense import each_part, positive
 from needle.backends.cpu.conv.finish import Box
 from needle.backends.cpu.conv.finite import FiniteCheck
+from needle.backends.cpu.conv.parts import each_part, first_and_last, positive, share
 from needle.backends.cpu.conv.spec import ConvSpec
-from needle.backends.cpu.conv.sums_plan import DenseSumsPlan, Summed
+from needle.backends.cpu.conv.sums_plan import DenseSumsPlan
 from needle.backends.cpu.conv.tile import Level, Tile, nest
 from needle.backends.cpu.gemm import packing
 from needle.backends.cpu.gemm.plan import split, uses_masks
@@ -74,20 +74,13 @@ class DenseSums:
         every = spec.groups if plan.split_groups else columns.count
         assert isinstance(every, int)
         whole: tuple[Index, Index] = (0, spec.groups)
-        first = self._share(every, at[0], plan.grid[0])
+        first = share(f, every, at[0], plan.grid[0])
         self.groups = first if plan.split_groups else whole
         self.panels = (0, columns.count) if plan.split_groups else first
         parts = -(-spec.depth // plan.channels)
-        self.parts = self._share(parts, at[1], plan.grid[1])
-        self.rows = self._share(spec.kernel[0], at[2], plan.grid[2])
+        self.parts = share(f, parts, at[1], plan.grid[1])
+        self.rows = share(f, spec.kernel[0], at[2], plan.grid[2])
         self._blocks()
-
-    def _share(self, count: int, part: Index, parts: int) -> tuple[Index, Index]:
-        f = self.f
-        first, last = (
-            f.floordiv_index(f.mul_index(count, f.add_index(part, i)), parts) for i in (0, 1)
-        )
-        return first, last
 
     def _blocks(self) -> None:
         """Emit the loops over what is copied at a time, and over its blocks."""
@@ -418,15 +411,3 @@ class DenseSums:
                 offset = f.add_index(offset, f.mul_index(values[name], step))
             given["out"] = f.pointer("%out", offset, self.dtype)
         tile.call(f, given, **values)
-
-
-def first_and_last(
-    f: Function, blocks: Summed, images: int, image: Index, band: Index
-) -> tuple[Operand, Operand]:
-    """Return whether a block, given its first image and its band, is the first and the last."""
-    following = f.operand(f.add_index(image, blocks.images))
-    is_last = f.compare("sge", following, f.operand(images))
-    ends = f.compare("eq", f.operand(band), f.operand(max(blocks.bands - 1, 0)))
-    is_first = f.compare("eq", f.operand(image), f.operand(0))
-    starts = f.compare("eq", f.operand(band), f.operand(0))
-    return f.binary("and", is_first, starts), f.binary("and", is_last, ends)
