@@ -86,3 +86,64 @@ def test_weights_are_overwritten_after_their_last_use():
     assert_close(compiled_losses, losses, rtol=1e-5)
     for actual, expected in zip(compiled_weights, weights, strict=True):
         assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_gradient_of_logits_takes_their_place(reduction, threads):
+    """Of a large vocabulary there is one matrix: not the probabilities beside the logits."""
+    rng = np.random.default_rng(0)
+    rows, classes = (3, 8), 3000
+    x = ndl.Tensor(rng.normal(size=(*rows, 5)).astype(np.float32))
+    w = ndl.Tensor(rng.normal(size=(5, classes)).astype(np.float32))
+    labels = rng.integers(0, classes, rows)
+    labels[1, 2] = -100
+
+    def step(x, w, y):
+        logits = (x @ w).reshape((-1, classes))
+        loss = ndl.cross_entropy(logits, y.reshape((-1,)), reduction=reduction)
+        return loss, *ndl.grad(loss, [x, w])
+
+    before = ndl.get_num_threads()
+    ndl.set_num_threads(threads)
+    try:
+        run = ndl.compile(step)
+        memory = program_of(step, x, w, ndl.asarray(labels)).layout.memory
+        found = run(x, w, ndl.asarray(labels))
+    finally:
+        ndl.set_num_threads(before)
+    places = [
+        offset
+        for b, offset in zip(memory.buffers, memory.offsets, strict=True)
+        if b.nbytes >= 4 * labels.size * classes and b.name != "workspace"
+    ]
+    assert len(places) > 1
+    assert len(set(places)) == 1
+    for a, e in zip(found, step(x, w, ndl.asarray(labels)), strict=True):
+        np.testing.assert_allclose(a.numpy(), e.numpy(), rtol=2e-4, atol=1e-6)
+
+
+def test_what_a_later_turn_over_the_row_reads_is_not_overwritten():
+    """The shifted logits are computed again, from the logits, for what is behind the sum."""
+
+    def program(x, w):
+        z = x @ w
+        shifted = z - z.max(-1, keepdims=True)
+        part = shifted * ndl.exp(shifted)
+        return (part / part.sum(-1, keepdims=True) + shifted * ndl.sin(z)) @ w.T
+
+    rng = np.random.default_rng(1)
+    x, w = (ndl.asarray(rng.normal(size=s)) for s in ((6, 7), (7, 900)))
+    found = ndl.compile(program)(x, w)
+    np.testing.assert_allclose(found.numpy(), program(x, w).numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_operands_of_another_shape_are_not_overwritten():
+    def program(x, w, v):
+        y = ndl.sin(x @ w)
+        return (y.reshape((4, 9)) @ v).reshape((6, 6)) @ w
+
+    rng = np.random.default_rng(1)
+    arrays = [ndl.asarray(rng.normal(size=s)) for s in ((6, 6), (6, 6), (9, 9))]
+    found = ndl.compile(program)(*arrays)
+    np.testing.assert_allclose(found.numpy(), program(*arrays).numpy(), rtol=1e-12)

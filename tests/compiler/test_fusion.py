@@ -1,6 +1,7 @@
 """Groups of kernels: what shares loops reads of each other what is computed there."""
 
 import numpy as np
+import pytest
 
 import needle as ndl
 from needle.backends import cpu
@@ -131,3 +132,32 @@ def test_products_do_not_take_in_what_reads_them_out_of_place():
     traced = trace(program, *args)
     for a, e in zip(cpu.build(traced.graph).run(traced.arrays(*args)), program(*args), strict=True):
         np.testing.assert_allclose(a, e.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_activations_are_computed_again_behind_products(approximate):
+    """The backward pass of GELU reads what the product gave, and keeps nothing else of it; from
+    small arrays, which stay in caches, it reads what has been computed before."""
+    kept = {}
+    for rows in (8, 1024):
+        rng = np.random.default_rng(rows)
+        x, up, down = (ndl.asarray(rng.normal(size=s)) for s in ((rows, 16), (16, 64), (64, 16)))
+
+        def program(x, up, down):
+            y = ndl.gelu(x @ up, approximate) @ down
+            return ndl.grad((y * y).sum(), [up, down])
+
+        for w in (up, down):
+            w.requires_grad = True
+        traced = trace(program, x, up, down)
+        groups = Fusion(pipeline.run(traced.graph)).run()
+        own = {p.value: g for g in groups for p in g.pieces}
+        kept[rows] = {
+            v for g in groups for p in g.pieces for v, _ in p.reads if own.get(v, g) is not g
+        }
+        kept[rows] = [v for v in kept[rows] if v.size == rows * 64]
+        actual = cpu.build(traced.graph).run(traced.arrays(x, up, down))
+        for a, e in zip(actual, program(x, up, down), strict=True):
+            np.testing.assert_allclose(a, e.numpy(), rtol=1e-9, atol=1e-9)
+    assert len(kept[1024]) == 3  # the product, its activation, and the gradient of the product
+    assert len(kept[8]) > 3

@@ -30,7 +30,7 @@ from needle.ops.record import Kind, op
 from needle.ops.reduce import sum
 from needle.ops.samples import Array, Sample, bad, integers, normal
 from needle.ops.softmax import exponentials, softmax
-from needle.ops.transcendental import log
+from needle.ops.transcendental import exp, log
 from needle.shapes import Shape, Spec
 
 if TYPE_CHECKING:
@@ -221,8 +221,10 @@ def _slope_by_parts(
         return logits
     x = widen(logits)
     labels, ignored = tensor_labels(target, logits.shape[axis], ignore_index)
-    _, e, total = exponentials(x, axis)
-    p = e / total
+    z, _, total = exponentials(x, axis)
+    # From the logits and two numbers for each row: so a step keeps no matrix of exponentials from
+    # the forward pass, and what is computed here may take the place of the logits.
+    p = exp(z - log(total))
     p = where(is_class(labels, axis, logits.shape[axis]), p - 1, p)
     scale = cotangent.astype(x.dtype, copy=False)
     if reduction == "none":

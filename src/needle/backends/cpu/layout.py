@@ -8,6 +8,8 @@ import numpy as np
 
 from needle.backends.cpu.kernel import Location
 from needle.backends.cpu.stages import is_fold, turns_needed
+from needle.compiler import index as ix
+from needle.compiler.access import Place
 from needle.compiler.fusion import Group, Piece
 from needle.compiler.memory import Buffer, MemoryPlan, plan_memory
 from needle.graph.ir import Graph, Value
@@ -94,32 +96,43 @@ def lay_out(
 def may_overwrite(group: Group, value: Value, target: Value) -> bool:
     """Whether a kernel may write ``value`` where ``target`` lies: if it reads of it only the
     element that it writes, and never after that."""
-    at = group.place_of(value)
+    own = next(p for p in group.pieces if p.value is value)
+    loops = set(group.inner)
+    is_inside = any(i.variables & loops for i in own.at)
+    last = _last_turns(group)
     for p in group.pieces:
         for v, place in p.reads:
             if v is not target:
                 continue
-            if place != at or (group.inner and p.value is not value):
+            if not _is_same(v, place, value, own.at):
                 return False
-            if group.inner and _is_computed_again(group, p):
+            if loops and (last[p] > last[own] if is_inside else p is not own):
                 return False
+    if loops and is_inside and last[own] > turns_needed(group.pieces)[own]:
+        return False
     return not (group.anchor is not None and _reads_as_operand(group, target))
 
 
-def _is_computed_again(group: Group, piece: Piece) -> bool:
-    """Whether a later turn over the inner loops may compute the elements of ``piece`` anew."""
-    loops = set(group.inner)
-    if is_fold(piece) or not any(i.variables & loops for i in piece.at):
-        return False  # known once for all turns
+def _is_same(a: Value, at: Place, b: Value, place: Place) -> bool:
+    """Whether two values of one size have these elements in the same place."""
+    if a.shape == b.shape or len(at) != a.ndim:  # an anchor reads its operands at no element
+        return at == place
+    return ix.ravel(at, a.shape) == ix.ravel(place, b.shape)
+
+
+def _last_turns(group: Group) -> dict[Piece, int]:
+    """Return for each piece in which turn over the inner loops its elements are computed last: what
+    is not kept between turns is computed again wherever a later one uses it."""
     need = turns_needed(group.pieces)
-    made_of = {piece.value}
-    for p in group.pieces:
-        if p is not piece and any(v in made_of for v, _ in p.reads):
-            if need[p] > need[piece]:
-                return True
-            if not is_fold(p):
-                made_of.add(p.value)
-    return False
+    last: dict[Piece, int] = {}
+    for p in reversed(group.pieces):
+        last[p] = need[p]
+        if is_fold(p):
+            continue  # known once for all later turns
+        for q in group.pieces:
+            if q is not p and any(v is p.value for v, _ in q.reads):
+                last[p] = max(last[p], last[q])
+    return last
 
 
 def _reads_as_operand(group: Group, target: Value) -> bool:
@@ -146,7 +159,8 @@ def _plan_arena(groups: list[Group], layout: Layout, workspaces: dict[Group, int
         takes_over = tuple(
             number[v]
             for v in ending
-            if v.spec == value.spec and may_overwrite(groups[step], value, v)
+            if (v.size, v.dtype) == (value.size, value.dtype)
+            and may_overwrite(groups[step], value, v)
         )
         owners.append(value)
         buffers.append(Buffer(name, value.nbytes, step, last[value], takes_over))

@@ -13,7 +13,7 @@ from needle.backends.cpu.attention.products import emit_accumulate, emit_scores
 from needle.backends.cpu.attention.single import emit_single
 from needle.backends.cpu.attention.spec import FORWARD, KEYS, QUERIES, AttentionSpec
 from needle.backends.cpu.attention.weights import FACTOR, TOP, TOTAL, emit_softmax
-from needle.backends.cpu.gemm.streaming import LINE, prefetch
+from needle.backends.cpu.gemm.packing import LINE, prefetch
 from needle.backends.cpu.llvm import Index, Module, Operand
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction

@@ -10,8 +10,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from needle import dtypes
+from needle.backends.cpu.gemm.packing import ask_for
 from needle.backends.cpu.gemm.spec import Epilogue, Extent, Place
-from needle.backends.cpu.gemm.streaming import LINE, multiply_add, part, prefetch, turned_sum
+from needle.backends.cpu.gemm.streaming import multiply_add, part, turned_sum
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
@@ -246,9 +247,8 @@ class _Emitter:
         if not kernel.ahead:
             return
         start = f.pointer(b, f.mul_index(u + kernel.ahead, self.sizes["b_k"]), kernel.dtype)
-        for at in range(0, self.tile.columns, max(1, LINE // kernel.dtype.itemsize)):
-            # Not to the L1 cache: rows at wide strides share its sets.
-            prefetch(f, f.pointer(start, at, kernel.dtype), 2)
+        # Not to the L1 cache: rows at wide strides share its sets.
+        ask_for(f, start, self.tile.columns, kernel.dtype, 2)
 
     def _row_offsets(self) -> list[Index]:
         """Return the distance of each row of A from the first, computed outside the loop."""

@@ -12,6 +12,31 @@ from collections.abc import Callable, Sequence
 from needle.backends.cpu.llvm import Function, Index, Operand
 from needle.dtypes import DType
 
+#: Bytes of a cache line.
+LINE = 64
+#: How many rows ahead memory is asked for those of a matrix that is cut into strips: they are on
+#: pages of their own, so that the processor does not foresee them (1536×2048·2048×384, A transposed
+#: and in no cache: 11.9 ms, 11.1).
+AHEAD = 16
+
+
+def prefetch(f: Function, address: str, level: int) -> None:
+    """Emit a hint that the cache line at an address is soon read; any address will do.
+
+    Args:
+        f: where to emit.
+        address: in the line.
+        level: of the cache that it is to be brought to: 1, 2 or 3.
+    """
+    f.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+    f.emit(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 {4 - level}, i32 1)")
+
+
+def ask_for(f: Function, address: str, count: int, dtype: DType, level: int = 1) -> None:
+    """Emit the prefetch of ``count`` elements that stand side by side."""
+    for at in range(0, count, max(1, LINE // dtype.itemsize)):
+        prefetch(f, f.pointer(address, at, dtype), level)
+
 
 def pack_computed(
     f: Function,
@@ -136,8 +161,11 @@ def copy_strips(
         def row(i: Index, _: list[Operand]) -> None:
             start = g.pointer("%source", g.mul_index(i, g.argument("from_step")), source[1])
             to = g.pointer("%target", g.mul_index(i, columns), target[1])
+            later = g.pointer(start, g.mul_index(g.argument("from_step"), AHEAD), source[1])
 
             def strip(j: Index, _: list[Operand]) -> None:
+                coming = g.pointer(later, g.mul_index(j, columns), source[1])
+                ask_for(g, coming, columns, source[1])
                 this = g.pointer(start, g.mul_index(j, columns), source[1])
                 there = g.pointer(to, g.mul_index(j, step), target[1])
                 for at, width in _pieces(columns, g.target.lanes(target[1])):

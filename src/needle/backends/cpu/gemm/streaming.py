@@ -7,24 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from needle.backends.cpu.gemm.packing import joined, transpose
+from needle.backends.cpu.gemm.packing import LINE, joined, prefetch, transpose
 from needle.backends.cpu.llvm import Function, Index, Operand
 from needle.dtypes import DType
-
-#: Bytes of a cache line.
-LINE = 64
-
-
-def prefetch(f: Function, address: str, level: int) -> None:
-    """Emit a hint that the cache line at an address is soon read; any address will do.
-
-    Args:
-        f: where to emit.
-        address: in the line.
-        level: of the cache that it is to be brought to: 1, 2 or 3.
-    """
-    f.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
-    f.emit(f"call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 {4 - level}, i32 1)")
 
 
 def multiply_add(f: Function, x: Operand, y: Operand, z: Operand) -> Operand:
