@@ -41,6 +41,7 @@ GEOMETRIES = {
     "bands": ConvSpec("forward", 1, 60, 56, 40, 16, (3, 3), pads=ONE),
     "packed": ConvSpec("forward", 40, 4, 4, 48, 100, (3, 3), pads=ONE),
     "no images": ConvSpec("forward", 0, 6, 5, 6, 4, (3, 3), pads=ONE),
+    "no columns": ConvSpec("forward", 1, 30, 0, 6, 4, (1, 3), pads=((0, 0), (2, 2))),
     "no rows": ConvSpec("forward", 2, 0, 5, 6, 4, (3, 3), pads=((2, 2), (1, 1))),
 }
 

@@ -41,13 +41,13 @@ class ConvPlan:
 
     Attributes:
         spec: what.
-        detail: the decisions.
+        detail: the decisions; None if there is nothing to compute.
         tasks: into how many parts the work is split.
         workspace: bytes that each task needs to itself, on a cache line.
     """
 
     spec: ConvSpec
-    detail: DensePlan | ChannelPlan | DenseSumsPlan | ChannelSumsPlan
+    detail: DensePlan | ChannelPlan | DenseSumsPlan | ChannelSumsPlan | None
     tasks: int
     workspace: int
 
@@ -104,6 +104,8 @@ class ConvKernel:
 
 def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
+    if 0 in spec.result:
+        return ConvPlan(spec, None, 1, 0)
     lanes = target.lanes(spec.dtype)
     size = spec.dtype.itemsize
     if is_by_channel(spec, target) and spec.form == "weight_grad":
@@ -141,14 +143,12 @@ def emit_conv(
     """
     plan = plan_conv(spec, module.target, threads)
     f = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
-    if 0 in spec.result:
-        pass  # nothing to compute
-    elif isinstance(plan.detail, DenseSumsPlan):
+    if isinstance(plan.detail, DenseSumsPlan):
         DenseSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelSumsPlan):
         ChannelSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelPlan):
         Channels(f, spec, plan.detail).emit()
-    else:
+    elif isinstance(plan.detail, DensePlan):
         Dense(f, spec, plan.detail).emit()
     return ConvKernel(f.end(), plan)
