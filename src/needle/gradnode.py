@@ -147,14 +147,20 @@ class OpNode(GradNode):
         self.saved: dict[int, SavedValue] | None = {
             i: SavedValue(inputs[i], op.name) for i in plan.inputs
         }
-        self.out = tuple([SavedValue(r, op.name) for r in results]) if plan.out else ()
+        self.out: dict[int, SavedValue] = {}
+        if plan.out or plan.results:
+            self.out = {
+                k: SavedValue(r, op.name)
+                for k, r in enumerate(results)
+                if plan.out or k in plan.results
+            }
         # Missing cotangents of a multi-result op become zeros of these.
         self.results = [(r._data.shape, r._data.dtype) for r in results] if self.count > 1 else None
 
     def free(self) -> None:
         super().free()
         self.saved = None
-        self.out = ()
+        self.out = {}
 
     def vjp(
         self, cotangents: list[Tensor | None], needed: Sequence[Any], create_graph: bool
@@ -174,19 +180,25 @@ class OpNode(GradNode):
         rules, shapes = op.rules_at(len(self.shapes)), self.shapes
         is_elementwise = op.kind is Kind.ELEMENTWISE
         result: list[Tensor | None] = [None] * len(shapes)
-        together: Any = None
-        for i, rule in enumerate(rules):
-            if rule is None or needed[i] is None or needed[i] is False:
-                continue
-            if rule.place < 0:
-                c = rule.function(*self._arguments(rule, g, i, create_graph))
-            else:
-                if together is None or together[0] is not rule.function:
-                    together = (
-                        rule.function,
-                        rule.function(*self._arguments(rule, g, i, create_graph)),
-                    )
-                c = together[1][rule.place]
+        wanted = [
+            (i, rule, self._arguments(rule, g, i, create_graph))
+            for i, rule in enumerate(rules)
+            if rule is not None and needed[i] is not None and needed[i] is not False
+        ]
+        found = None
+        if op.backward is not None and not create_graph:
+            found = op.backward([(rule, arguments) for _, rule, arguments in wanted])
+        if found is None:
+            together: dict[Any, Any] = {}  # what rules for several inputs have given
+            found = []
+            for _, rule, arguments in wanted:
+                if rule.place < 0:
+                    found.append(rule.function(*arguments))
+                    continue
+                if rule.function not in together:
+                    together[rule.function] = rule.function(*arguments)
+                found.append(together[rule.function][rule.place])
+        for (i, _, _), c in zip(wanted, found, strict=True):
             if c is not None and c._data.shape != shapes[i]:
                 if not is_elementwise:
                     raise ShapeError(
@@ -207,6 +219,8 @@ class OpNode(GradNode):
             elif source == "out":
                 values = tuple(self._output(k, create_graph) for k in range(self.count))
                 arguments.append(values if self.results is not None else values[0])
+            elif source == "result":
+                arguments.append(self._output(key, create_graph))
             elif source == "shape":
                 arguments.append(self.shapes[key])
             elif source == "attr":

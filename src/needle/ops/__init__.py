@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from needle.ops.activation import *
+from needle.ops.affine_standardization import *
 from needle.ops.arithmetic import *
 from needle.ops.attend import *
 from needle.ops.attention import *
@@ -41,6 +42,7 @@ from needle.ops.transposed_convolution import *
 from needle.ops.unstack import *
 from needle.ops.updates import *
 from needle.ops.window_extrema import *
+from needle.ops.window_sums import *
 from needle.ops.windows import *
 
 _OWN = ("ModuleType", "TYPE_CHECKING")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from needle.dtypes import float_dtype
 from needle.errors import ArgumentError
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike, constant_like, elementwise, widened
-from needle.ops.engine import as_float_tensor
+from needle.ops.engine import apply, as_float_tensor, widen
 from needle.ops.precision import Precision
-from needle.ops.record import composite
+from needle.ops.record import Kind, composite, op
 from needle.ops.samples import (
     SPECIAL_VALUES,
     Array,
@@ -23,16 +25,17 @@ from needle.ops.samples import (
     normal,
     unary_samples,
 )
-from needle.ops.transcendental import erf, tanh
+from needle.ops.transcendental import erf, exp, tanh
+from needle.shapes import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from needle.tensor import Tensor
 
 
 def _sigmoid(x: Array) -> Array:
-    # Where e⁻ˣ overflows the result is 0; it would be below the smallest normal number.
+    # Where e⁻ˣ overflows the result is 0: the kernels give the subnormal number that it should be.
     one = constant_like(x, 1)
     return one / (one + np.exp(-x))
 
@@ -111,8 +114,40 @@ def softplus(x: TensorLike) -> Tensor:
     """
 
 
-@composite(
-    samples=unary_samples(), is_method=True, peer="nn.functional.silu", precision=Precision.FULL
+def _infer_activation(x: Spec, **attrs: Any) -> Spec:
+    return Spec(x.shape, float_dtype(x.dtype))
+
+
+def _wide(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``function`` of tensors computing in float32 where they are 16-bit floats."""
+
+    @functools.wraps(function)
+    def compute(*tensors: Tensor, **attrs: Any) -> Tensor:
+        result = function(*map(widen, tensors), **attrs)
+        return result.astype(tensors[0].dtype, copy=False)
+
+    return compute
+
+
+def _silu(x: Array) -> Array:
+    return x * _sigmoid(x)
+
+
+def _silu_vjp(g: Tensor, x: Tensor) -> Tensor:
+    wide = widen(x)
+    s = sigmoid(wide)
+    return (widen(g) * (s * (wide * (1 - s) + 1))).astype(x.dtype, copy=False)
+
+
+@op(
+    kind=Kind.ELEMENTWISE,
+    infer=_infer_activation,
+    reference=widened(_silu),
+    decompose=_wide(lambda x: x * sigmoid(x)),
+    vjp={"x": _silu_vjp},
+    samples=unary_samples(),
+    peer="nn.functional.silu",
+    precision=Precision.FULL,
 )
 def silu(x: TensorLike) -> Tensor:
     """Sigmoid linear unit: ``x · sigmoid(x)`` (also called swish).
@@ -126,8 +161,37 @@ def silu(x: TensorLike) -> Tensor:
         >>> ndl.silu(ndl.asarray([0.0, 2.0]))
         Tensor([0.      , 1.761594])
     """
-    t = as_float_tensor(x)
-    return t * sigmoid(t)
+    return apply(silu, as_float_tensor(x))
+
+
+#: The argument of the tanh in GELU's approximation is ``_SCALE · (x + _CUBIC · x³)``.
+_SCALE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+def _gelu(x: Array, *, approximate: str) -> Array:
+    half, one = constant_like(x, 0.5), constant_like(x, 1)
+    if approximate == "none":
+        return x * (erf.op.reference(x * constant_like(x, math.sqrt(0.5))) * half + half)
+    inner = (x + x * x * x * constant_like(x, _CUBIC)) * constant_like(x, _SCALE)
+    return x * half * (np.tanh(inner) + one)
+
+
+def _gelu_by_parts(x: Tensor, *, approximate: str) -> Tensor:
+    if approximate == "none":
+        return x * (erf(x * math.sqrt(0.5)) * 0.5 + 0.5)
+    return x * 0.5 * (tanh((x + x * x * x * _CUBIC) * _SCALE) + 1)
+
+
+def _gelu_vjp(g: Tensor, x: Tensor, approximate: str) -> Tensor:
+    wide = widen(x)
+    if approximate == "none":
+        density = exp(wide * wide * -0.5) * (1 / math.sqrt(2 * math.pi))
+        slope = (erf(wide * math.sqrt(0.5)) * 0.5 + 0.5) + wide * density
+    else:
+        t = tanh((wide + wide * wide * wide * _CUBIC) * _SCALE)
+        inner = (wide * wide * (3 * _CUBIC) + 1) * _SCALE
+        slope = (t + 1) * 0.5 + wide * 0.5 * (1 - t * t) * inner
+    return (widen(g) * slope).astype(x.dtype, copy=False)
 
 
 def _gelu_samples() -> Iterable[Sample]:
@@ -136,8 +200,16 @@ def _gelu_samples() -> Iterable[Sample]:
     yield bad(ArgumentError, "approximate", normal(3), approximate="erf")
 
 
-@composite(
-    samples=_gelu_samples, is_method=True, peer="nn.functional.gelu", precision=Precision.FULL
+@op(
+    kind=Kind.ELEMENTWISE,
+    infer=_infer_activation,
+    reference=widened(_gelu),
+    decompose=_wide(_gelu_by_parts),
+    vjp={"x": _gelu_vjp},
+    samples=_gelu_samples,
+    flops=lambda x, out, **attrs: 8 * x.size,
+    peer="nn.functional.gelu",
+    precision=Precision.FULL,
 )
 def gelu(x: TensorLike, approximate: str = "none") -> Tensor:
     """Gaussian error linear unit: ``x · Φ(x)``, Φ the normal distribution function.
@@ -157,12 +229,9 @@ def gelu(x: TensorLike, approximate: str = "none") -> Tensor:
         >>> ndl.gelu(ndl.asarray([0.0, 1.0]))
         Tensor([0.      , 0.841345])
     """
-    t = as_float_tensor(x)
-    if approximate == "none":
-        return t * (erf(t * math.sqrt(0.5)) * 0.5 + 0.5)
-    if approximate == "tanh":
-        return t * 0.5 * (tanh((t + t * t * t * 0.044715) * math.sqrt(2 / math.pi)) + 1)
-    raise ArgumentError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    if approximate not in ("none", "tanh"):
+        raise ArgumentError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return apply(gelu, as_float_tensor(x), approximate=approximate)
 
 
 def _leaky_samples() -> Iterable[Sample]:

@@ -109,6 +109,7 @@ def multiply(x: TensorLike, y: TensorLike) -> Tensor:
     vjp={"x": lambda g, y: g / y, "y": lambda g, out, y: -g * out / y},
     samples=binary_samples(second=(0.5, 3.0)),
     lower=lambda b, x, y: b.div(x, y),
+    exact=True,
 )
 def divide(x: TensorLike, y: TensorLike) -> Tensor:
     """Quotient of two tensors: ``x / y``; integers are converted to float32 first.
@@ -259,6 +260,7 @@ def _power_samples() -> Iterable[Sample]:
     lower=_lower_power,
     fault=_negative_power,
     precision=Precision.FULL,
+    exact=False,
 )
 def pow(x: TensorLike, y: TensorLike) -> Tensor:
     """Power: ``x ** y``.

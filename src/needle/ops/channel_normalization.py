@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from needle.config import no_grad
 from needle.errors import ArgumentError, ArgumentTypeError, ShapeError
+from needle.ops.affine_standardization import affine_standardize, scale_and_shift
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_float_tensor, as_tensor, widen
-from needle.ops.movement import reshape
-from needle.ops.normalization import check_eps, shaped_parameter, standardize
+from needle.ops.movement import broadcast_to, reshape
+from needle.ops.normalization import check_eps, shaped_parameter
 from needle.ops.record import composite
 from needle.ops.samples import Sample, bad, normal
 from needle.ops.transcendental import rsqrt
+from needle.shapes import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,9 +31,11 @@ def _channels(x: Tensor, name: str) -> int:
     return x.shape[1]
 
 
-def _channelwise(value: Any, like: Tensor, name: str) -> Tensor:
-    spread = (like.shape[1], *(1 for _ in like.shape[2:]))
-    return shaped_parameter(value, like, spread[:1], "channels, axis 1", spread, name)
+def _parameter(value: Any, like: Tensor, spread: Shape, default: float, name: str) -> Tensor:
+    """Return a weight or a bias [C] in the shape in which `affine_standardize` takes it."""
+    if value is None:  # x + −0 is x for all x
+        return broadcast_to(as_tensor(default, like.dtype), spread)
+    return shaped_parameter(value, like, like.shape[1:2], "channels, axis 1", spread, name)
 
 
 def _group_norm_samples() -> Iterable[Sample]:
@@ -80,14 +84,13 @@ def group_norm(
         raise ArgumentError(f"group_norm: num_groups must be positive, got {num_groups}")
     if channels % num_groups:
         raise ShapeError(f"group_norm: {num_groups} groups do not divide {channels} channels")
-    per_group = math.prod(t.shape[1:]) // num_groups
-    grouped = reshape(widen(t), (t.shape[0], num_groups, per_group))
-    y = reshape(standardize(grouped, -1, eps)[0], t.shape)
-    if weight is not None:
-        y = y * _channelwise(weight, y, "group_norm: weight")
-    if bias is not None:
-        y = y + _channelwise(bias, y, "group_norm: bias")
-    return y.astype(t.dtype, copy=False)
+    wide = widen(t)
+    size = channels // num_groups
+    scale = _parameter(weight, wide, (num_groups, size, 1), 1.0, "group_norm: weight")
+    shift = _parameter(bias, wide, (num_groups, size, 1), -0.0, "group_norm: bias")
+    grouped = reshape(wide, (t.shape[0], num_groups, size, math.prod(t.shape[2:])))
+    y = affine_standardize(grouped, scale, shift, (2, 3), eps)[0]
+    return reshape(y, t.shape).astype(t.dtype, copy=False)
 
 
 def _batch_norm_samples() -> Iterable[Sample]:
@@ -164,11 +167,12 @@ def batch_norm(
             "batch_norm: needs running_mean and running_var, both of them, unless it is training"
         )
     wide = widen(t)
-    if has_running:  # in training, too, where they are only written
-        average = _channelwise(running_mean, wide, "batch_norm: running_mean")
-        variance = _channelwise(running_var, wide, "batch_norm: running_var")
-    scale = None if weight is None else _channelwise(weight, wide, "batch_norm: weight")
-    shift = None if bias is None else _channelwise(bias, wide, "batch_norm: bias")
+    spread = (channels, *(1 for _ in t.shape[2:]))
+    if has_running:  # in training, too, where they are only written: their shapes are checked
+        average = _parameter(running_mean, wide, spread, 0.0, "batch_norm: running_mean")
+        variance = _parameter(running_var, wide, spread, 1.0, "batch_norm: running_var")
+    scale = _parameter(weight, wide, spread, 1.0, "batch_norm: weight")
+    shift = _parameter(bias, wide, spread, -0.0, "batch_norm: bias")
     if training:
         count = t.size // channels if channels else 0
         if count < 2:
@@ -177,18 +181,14 @@ def batch_norm(
                 f"variance of, got shape {list(t.shape)}; use a larger batch (drop_last=True in "
                 "the loader drops a last one that is too small), or eval()"
             )
-        y, average, variance = standardize(wide, (0, *range(2, t.ndim)), eps)
+        y, average, variance = affine_standardize(wide, scale, shift, (0, *range(2, t.ndim)), eps)
         if has_running:
             _update(running_mean, average, momentum, "running_mean")
             _update(running_var, variance * (count / (count - 1)), momentum, "running_var")
-        y = y if scale is None else y * scale
-        y = y if shift is None else y + shift
     else:
-        # Two passes: all that depends on the channel alone is put together first.
-        slope = rsqrt(variance + eps)
-        slope = slope if scale is None else slope * scale
-        offset = -average * slope
-        y = wide * slope + (offset if shift is None else offset + shift)
+        # All that depends on the channel alone is put together first.
+        slope = rsqrt(variance + eps) * scale
+        y = scale_and_shift(wide, slope, shift - average * slope)
     return y.astype(t.dtype, copy=False)
 
 

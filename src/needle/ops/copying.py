@@ -88,6 +88,7 @@ def astype(x: TensorLike, dtype: Any, *, copy: bool = True) -> Tensor:
     aliases=("copy",),
     peer="clone",
     lower=lambda b, x: x,
+    exact=True,
 )
 def clone(x: TensorLike) -> Tensor:
     """Copy, with its own storage and, unlike `detach`, with the gradient flowing back.

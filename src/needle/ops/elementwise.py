@@ -72,6 +72,7 @@ def elementwise(
     lower: Lowering | None = None,
     fault: Callable[..., Exception] | None = None,
     commutes: bool = False,
+    exact: bool | None = None,
     samples: Samples | None = None,
     aliases: Iterable[str] = (),
     is_method: bool = True,
@@ -89,6 +90,8 @@ def elementwise(
         lower: how the compiler builds it.
         fault: what compiled code raises where the lowering refuses a value.
         commutes: whether exchanging its two inputs changes no bit of the result.
+        exact: whether its result is the exact one rounded once; by default where floats are taken
+            as they are, or become bools.
         samples: inputs for the tests; by default values in (−3, 3).
         aliases: further names.
         is_method: whether it becomes a Tensor method.
@@ -130,6 +133,7 @@ def elementwise(
             lower=lower,
             fault=fault,
             commutes=commutes,
+            exact=(not to_float or result is not None) if exact is None else exact,
             inputs=inputs,
             precision=precision,
             promotion=accepted,

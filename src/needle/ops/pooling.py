@@ -15,11 +15,12 @@ from needle.ops.gather import take_along_axis
 from needle.ops.joining import stack
 from needle.ops.movement import reshape
 from needle.ops.record import composite
-from needle.ops.reduce import argmax, mean, sum
+from needle.ops.reduce import argmax, mean
 from needle.ops.samples import Sample, bad, distinct, normal
 from needle.ops.slicing import pad, strided_slice
 from needle.ops.window_extrema import window_max
-from needle.ops.windows import Pair, PairLike, window_counts, windows
+from needle.ops.window_sums import window_sum
+from needle.ops.windows import Pair, PairLike, window_counts
 from needle.shapes import as_pair
 
 if TYPE_CHECKING:
@@ -220,8 +221,8 @@ def avg_pool2d(
     around = _beyond(size, counts, kernel, step, edge, (1, 1))
     if around != [(0, 0), (0, 0)]:
         t = pad(t, [(0, 0), (0, 0), *around])
-    seen = windows(t, kernel, step)
-    total = sum(_part(_part(seen, 2, 0, counts[0]), 3, 0, counts[1]), (-2, -1))
+    total = window_sum(t, kernel, step)
+    total = _part(_part(total, 2, 0, counts[0]), 3, 0, counts[1])
     if divisor_override is not None:
         return _unbatched((total / divisor_override).astype(narrow, copy=False), is_single)
     down, across = (
@@ -297,11 +298,15 @@ def adaptive_avg_pool2d(x: TensorLike, output_size: Any) -> Tensor:
     t = as_float_tensor(image)
     narrow = t.dtype
     t = _widened(t)
-    n, c, h, w = t.shape
+    h, w = t.shape[2:]
     rows, columns = _output_size(output_size, (h, w), "adaptive_avg_pool2d")
     if h % rows == 0 and w % columns == 0:
-        tiles = reshape(t, (n, c, rows, h // rows, columns, w // columns))
-        return _unbatched(mean(tiles, (3, 5)).astype(narrow, copy=False), is_single)
+        if (rows, columns) == (1, 1):
+            average = mean(t, (2, 3), keepdims=True)
+        else:
+            tile = (h // rows, w // columns)
+            average = window_sum(t, tile, tile) / (tile[0] * tile[1])
+        return _unbatched(average.astype(narrow, copy=False), is_single)
     # The mean over a rectangle is the mean over columns of the means over rows.
     t = stack([mean(_part(t, 2, a, b), 2) for a, b in _bins(h, rows)], 2)
     t = stack([mean(_part(t, 3, a, b), 3) for a, b in _bins(w, columns)], 3)

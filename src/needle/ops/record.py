@@ -19,6 +19,7 @@ parameter                 receives
 ========================  ====================================================================
 ``g``                     the cotangent of the result (a tuple, for several results)
 ``out``                   the result (a tuple, for several results)
+``out_1``                 the result at place 1 of several, counted from 0, without the others
 an input's name           that input, as a tensor
 ``x_shape``, ``x_dtype``  shape or dtype of the input ``x``, without keeping its values
 an attribute's name       that attribute
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
@@ -143,6 +144,10 @@ class Op(Entry):
             its place and the attributes to the exception that the reference raises. Compiled code
             reports value and place, and raises this exception after the call.
         commutes: whether exchanging its two inputs changes no bit of the result.
+        exact: whether there is one right result for floats, the exact one rounded once, so that all
+            who compute it agree bit for bit. Elementwise ops say it; others are not asked.
+        row_axes: of an op with one input, how many last axes belong together; those before are a
+            batch. 0 where that is not so, or depends on the attributes.
         flops: arithmetic operations, from the specs of inputs and result and the attributes.
         may_alias: whether the reference may return a view of its first input.
         per_axis: for an op that treats each axis by itself: the attributes that hold an entry for
@@ -150,6 +155,9 @@ class Op(Entry):
             ``axis`` renumbered, the result is permuted alike. None for all other ops.
         kernel: what eager execution runs instead of the reference, with the same arguments; None
             from it leaves the call to the reference. Set by the backend, when needle is imported.
+        backward: what eager execution runs instead of vjp rules that nobody differentiates: from
+            pairs of a rule and its arguments to their cotangents; None from it leaves them to the
+            rules. Set by the backend, as the kernel is.
         refuses: whether the reference itself refuses all that `infer` refuses. Eager execution then
             infers only to explain an error, and saves the time otherwise.
         inputs: names of the tensor inputs; the last may be variadic.
@@ -163,6 +171,8 @@ class Op(Entry):
     decompose: Callable[..., Any] | None = None
     fault: Callable[..., Exception] | None = None
     commutes: bool = False
+    exact: bool = False
+    row_axes: int = 0
     flops: Callable[..., int] | None = None
     may_alias: bool = False
     per_axis: tuple[str, ...] | None = None
@@ -170,6 +180,9 @@ class Op(Entry):
     inputs: tuple[str, ...] = ()
     is_variadic: bool = False
     kernel: Callable[..., Any] | None = field(init=False, default=None)
+    backward: Callable[[list[tuple[BoundRule, list[Any]]]], list[Any] | None] | None = field(
+        init=False, default=None
+    )
     #: Elementwise ops only: the categories of dtypes to which its inputs are promoted.
     promotion: frozenset[str] | None = None
     rules: dict[str, BoundRule] = field(init=False, default_factory=dict)
@@ -187,6 +200,12 @@ class Op(Entry):
             if name not in self.inputs:
                 raise TypeError(f"op {self.name}: vjp rule for {name!r}, which is no input")
             self.rules[name] = BoundRule(rule, self)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the attributes."""
+        parameters = inspect.signature(self.infer).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
     def input_name(self, position: int) -> str:
         """Return the name of the input at ``position``; variadic inputs share the last name."""
@@ -242,16 +261,22 @@ class BoundRule:
         place: of the input's cotangent in what a rule for several inputs returns; −1 for others.
     """
 
-    __slots__ = ("function", "inputs", "place", "sources", "wants_out")
+    __slots__ = ("function", "inputs", "place", "results", "sources", "wants_out")
 
     def __init__(self, function: Rule, op: Op) -> None:
         self.function: Rule = function.rule if isinstance(function, JointRule) else function
         self.place = function.place if isinstance(function, JointRule) else -1
         self.inputs: set[int] = set()
+        self.results: set[int] = set()
         self.wants_out = False
         self.sources: list[tuple[str, Any]] = []
         for parameter in inspect.signature(function).parameters:
             self.sources.append(self._source(parameter, op))
+
+    def cotangent(self, arguments: Sequence[Any]) -> Any:
+        """Return the input's cotangent alone."""
+        found = self.function(*arguments)
+        return found if self.place < 0 else found[self.place]
 
     def _source(self, parameter: str, op: Op) -> tuple[str, Any]:
         if parameter in ("g", "i", "attrs"):
@@ -265,6 +290,9 @@ class BoundRule:
             variadic = op.is_variadic and position == len(op.inputs) - 1
             return ("inputs" if variadic else "input"), position
         stem, _, suffix = parameter.rpartition("_")
+        if stem == "out" and suffix.isdigit():
+            self.results.add(int(suffix))
+            return "result", int(suffix)
         if stem in op.inputs and suffix in ("shape", "dtype"):
             position = op.inputs.index(stem)
             variadic = op.is_variadic and position == len(op.inputs) - 1
@@ -277,16 +305,18 @@ class SavePlan:
 
     Attributes:
         inputs: positions of the inputs to keep.
-        out: whether to keep the results.
+        out: whether to keep all results.
+        results: places of results to keep.
         dtypes: whether a rule asks for the dtype of an input.
         reaches: whether there is a rule for an input that wants a cotangent.
     """
 
-    __slots__ = ("dtypes", "inputs", "out", "reaches")
+    __slots__ = ("dtypes", "inputs", "out", "reaches", "results")
 
     def __init__(self, op: Op, needed: tuple[bool, ...]) -> None:
         inputs: set[int] = set()
         self.out = False
+        self.results: set[int] = set()
         self.dtypes = False
         self.reaches = False
         for position, is_needed in enumerate(needed):
@@ -298,6 +328,7 @@ class SavePlan:
                 variadic = op.is_variadic and index == len(op.inputs) - 1
                 inputs.update(range(index, len(needed)) if variadic else (index,))
             self.out = self.out or rule.wants_out
+            self.results |= rule.results
             self.dtypes = self.dtypes or any(s in ("dtype", "dtypes") for s, _ in rule.sources)
         self.inputs = tuple(sorted(inputs))
 
@@ -340,6 +371,8 @@ def op(
     lower: Lowering | Fold | Ordered | Convolution | None = None,
     decompose: Callable[..., Any] | None = None,
     fault: Callable[..., Exception] | None = None,
+    exact: bool = False,
+    row_axes: int = 0,
     flops: Callable[..., int] | None = None,
     may_alias: bool = False,
     per_axis: tuple[str, ...] | None = None,
@@ -374,6 +407,8 @@ def op(
             lower=lower,
             decompose=decompose,
             fault=fault,
+            exact=exact,
+            row_axes=row_axes,
             flops=flops,
             may_alias=may_alias,
             per_axis=per_axis,

@@ -123,6 +123,7 @@ def log2(x: TensorLike) -> Tensor:
     samples=_positive,
     lower=lambda b, x: b.sqrt(x),
     precision=Precision.FULL,
+    exact=True,
 )
 def sqrt(x: TensorLike) -> Tensor:
     """Square root: ``√x``; NaN below 0.
@@ -167,6 +168,7 @@ def rsqrt(x: TensorLike) -> Tensor:
     samples=unary_samples(0.3, 3.0),
     lower=lambda b, x: b.reciprocal(x),
     precision=Precision.FULL,
+    exact=True,
 )
 def reciprocal(x: TensorLike) -> Tensor:
     """Reciprocal: ``1 / x``.
