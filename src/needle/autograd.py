@@ -21,7 +21,10 @@ from needle import dtypes
 from needle.arrays import is_own
 from needle.config import modes
 from needle.errors import AnomalyError, ArgumentError, GradientError, ShapeError
+from needle.extents import extents_in
 from needle.gradnode import Edge, GradNode, edge_of
+from needle.ops.engine import as_tensor
+from needle.ops.movement import broadcast_to
 from needle.tensor import Hook, Tensor, wrap
 
 _node_id = operator.attrgetter("id")
@@ -178,6 +181,8 @@ def run_backward(
 
 def _seed(output: Tensor, cotangent: Any) -> Tensor:
     if cotangent is None:
+        if extents_in(output.shape):
+            return broadcast_to(as_tensor(1, output.dtype), output.shape)
         return wrap(np.ones(output.shape, output.dtype))
     if not isinstance(cotangent, Tensor):
         cotangent = Tensor(cotangent, dtype=output.dtype, requires_grad=False)

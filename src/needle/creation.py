@@ -14,8 +14,10 @@ from needle.arrays import aligned_zeros, to_array
 from needle.devices import META, Device, as_device
 from needle.dtypes import DType, as_dtype
 from needle.errors import ArgumentError, ArgumentTypeError, ShapeError
+from needle.extents import extents_in
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
+from needle.ops.movement import broadcast_to
 from needle.shapes import Shape, Spec, as_index, as_shape
 from needle.tensor import Tensor, wrap
 
@@ -25,6 +27,8 @@ DeviceLike = Device | str | None
 def _filled(shape: Shape, value: Any, dtype: DType, device: DeviceLike) -> Tensor:
     if as_device(device) is META:
         return wrap(Spec(shape, dtype))
+    if extents_in(shape):
+        return broadcast_to(as_tensor(value, dtype).astype(dtype, copy=False), shape)
     array = aligned_zeros(shape, dtype)
     if value.__class__ is not int or value != 0:
         array[...] = to_array(value, dtype)

@@ -18,6 +18,7 @@ from needle.autograd import first_non_finite
 from needle.config import modes
 from needle.dtypes import FLOAT_SET, DType, is_float, promote, scalar_dtype
 from needle.errors import AnomalyError, ArgumentTypeError, DeviceError, NeedleError
+from needle.extents import Extent, Formula
 from needle.gradnode import OpNode, check_constants, connect, watch
 from needle.ops.engine import engine
 from needle.ops.precision import Precision, cast_inputs
@@ -173,6 +174,8 @@ def user_line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+#: Kinds of numbers besides Python's that take the dtype of the tensors beside them.
+_WEAK = frozenset({np.float64, Extent, Formula})
 _constants: dict[tuple[Any, DType | None], Tensor] = {}
 #: The arrays of `_constants` by their ids.
 _numbers: dict[int, Any] = {}
@@ -193,11 +196,22 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
         return constant
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, Formula):
+        return _varying(value, dtype)
     if isinstance(value, str | bytes | dict | set) or value is None:
         raise ArgumentTypeError(
             f"expected a tensor, an array or a number, got {type(value).__name__} ({value!r:.60})"
         )
     return wrap(to_array(value, dtype))
+
+
+def _varying(value: Formula, dtype: DType | None) -> Tensor:
+    """Return a number that depends on an extent that varies as a tensor of the trace."""
+    trace = modes.state.trace
+    if trace is None:
+        value.symbol.refuse(f"{value} is computed with")
+    found: Tensor = trace.number(value, dtype or to_array(value.at(value.symbol.hint), None).dtype)
+    return found
 
 
 def is_number(array: Any) -> bool:
@@ -234,9 +248,9 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
             numbers = True
             tensors.append(v)
             continue
-        if kind is np.float64:  # a Python float for Python, too; as weak, and as exact
+        if kind in _WEAK:  # a Python float for Python, too; as weak, and as exact
             numbers = True
-            tensors.append(float(v))
+            tensors.append(float(v) if kind is np.float64 else v)
             continue
         t = as_tensor(v)
         tensors.append(t)
@@ -248,6 +262,8 @@ def promoted(*values: Any) -> tuple[Tensor, ...]:
         for v in tensors:
             if v.__class__ is float or v.__class__ is int:
                 dtype = scalar_dtype(v, dtype)
+            elif isinstance(v, Formula):
+                dtype = scalar_dtype(v.at(v.symbol.hint), dtype)
     for i, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             tensors[i] = as_tensor(t, dtype)

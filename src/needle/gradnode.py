@@ -14,10 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from needle.config import modes
+from needle.dtypes import DType
 from needle.errors import GradientError, ShapeError
+from needle.extents import extents_in, is_same_shape
+from needle.ops.engine import as_tensor
+from needle.ops.movement import broadcast_to
 from needle.ops.record import BoundRule, Kind, Op, SavePlan
 from needle.ops.reduce import sum_to_shape
 from needle.ops.samples import Array
+from needle.shapes import Shape
 from needle.tensor import Hook, Tensor, wrap
 
 _next_id = itertools.count().__next__
@@ -174,7 +179,7 @@ class OpNode(GradNode):
         g: Any = cotangents[0]
         if self.results is not None:
             g = tuple(
-                wrap(np.zeros(shape, dtype)) if c is None else c
+                _zeros(shape, dtype) if c is None else c
                 for c, (shape, dtype) in zip(cotangents, self.results, strict=True)
             )
         rules, shapes = op.rules_at(len(self.shapes)), self.shapes
@@ -199,7 +204,12 @@ class OpNode(GradNode):
                     together[rule.function] = rule.function(*arguments)
                 found.append(together[rule.function][rule.place])
         for (i, _, _), c in zip(wanted, found, strict=True):
-            if c is not None and c._data.shape != shapes[i]:
+            if c is None:
+                continue
+            data = c._data
+            is_array = data.__class__ is np.ndarray
+            is_same = data.shape == shapes[i] if is_array else is_same_shape(data.shape, shapes[i])
+            if not is_same:
                 if not is_elementwise:
                     raise ShapeError(
                         f"vjp of {op.name} for {op.input_name(i)}: cotangent of shape "
@@ -344,3 +354,10 @@ def connect(tensor: Tensor, node: GradNode, index: int) -> None:
     tensor._index = index
     tensor._requires_grad = True
     tensor._history = tensor._version[0] if tensor._version is not None else 0
+
+
+def _zeros(shape: Shape, dtype: DType) -> Tensor:
+    """Return zeros; of a shape that varies, by an op of the trace."""
+    if extents_in(shape):
+        return broadcast_to(as_tensor(0, dtype), shape)
+    return wrap(np.zeros(shape, dtype))

@@ -11,6 +11,7 @@ import numpy as np
 
 from needle._methods import attach_method
 from needle.dtypes import float32, float64
+from needle.extents import Formula
 from needle.inplace import assign_item, copy_, fill_, update, zero_
 from needle.ops.elementwise import NO_ATTRS, wear
 from needle.ops.engine import engine
@@ -19,7 +20,7 @@ from needle.ops.record import REGISTRY, Entry, OpFunction
 from needle.tensor import Tensor
 
 #: What an operator accepts on its other side; anything else is left to the other's own operator.
-_OPERANDS = (Tensor, np.ndarray, np.generic, bool, int, float, list, tuple)
+_OPERANDS = (Tensor, np.ndarray, np.generic, bool, int, float, list, tuple, Formula)
 
 
 def method_of(entry: Entry) -> Callable[..., Any]:

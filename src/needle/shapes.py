@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from needle.dtypes import DType
 from needle.errors import ArgumentError, ArgumentTypeError, AxisError, ShapeError
+from needle.extents import Extent, is_single, is_varying
 
 Shape = tuple[int, ...]
 Axis = int | Sequence[int] | None
@@ -49,6 +50,8 @@ Spec.__array_ufunc__ = None  # type: ignore[attr-defined]
 
 def as_index(value: Any, what: str) -> int:
     """Return ``value`` as an int, or raise an error that calls it ``what``."""
+    if type(value) is Extent:
+        return value  # type: ignore[return-value]  # it counts as one
     try:
         return operator.index(value)
     except TypeError:
@@ -122,9 +125,9 @@ def broadcast_shapes(*shapes: Shape, op: str = "broadcast") -> Shape:
     for shape in shapes:
         offset = len(result) - len(shape)
         for i, n in enumerate(shape):
-            if n == 1 or n == result[offset + i]:
+            if is_single(n):
                 continue
-            if result[offset + i] != 1:
+            if not is_single(result[offset + i]) and n != result[offset + i]:
                 listed = " and ".join(str(list(s)) for s in shapes)
                 raise ShapeError(
                     f"{op}: shapes {listed} do not broadcast: on axis "
@@ -161,6 +164,30 @@ def infer_reshape(old: Shape, new: Any, op: str = "reshape") -> Shape:
             "(one extent may be -1 to have it computed)"
         )
     return tuple(dims)
+
+
+def slice_bounds(part: slice, extent: Any) -> tuple[int, int, int]:
+    """Return start, stop and step of a slice of an axis, as ``part.indices(extent)`` does.
+
+    Of an axis whose extent varies, what is taken may be all, or begin and end at fixed places.
+    """
+    if not is_varying(extent):
+        return part.indices(extent)
+    start, stop = part.start or 0, extent if part.stop is None else part.stop
+    if part.step not in (None, 1) or start < 0 or stop < 0:
+        extent.symbol.refuse(f"a slice counts from the end of {extent}, or goes in steps")
+    return start, min(stop, extent), 1
+
+
+def steps_in(start: Any, stop: Any, step: int) -> int:
+    """Return how many indices a slice takes: the length of ``range(start, stop, step)``."""
+    if not (is_varying(start) or is_varying(stop)):
+        return len(range(start, stop, step))
+    count: Any = stop - start
+    if step != 1 or count.__class__ is not Extent:
+        symbol = (stop if is_varying(stop) else start).symbol
+        symbol.refuse(f"{count} elements are taken, which is no multiple of {symbol.name},")
+    return count
 
 
 def as_pair(value: Any, what: str, *, minimum: int = 0) -> tuple[int, int]:

@@ -16,7 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 #: Each module may import, when it is imported itself, only modules that stand before or beside it.
 LAYERS = [
     {"errors"},
-    {"dtypes", "devices", "tree", "dtype_functions"},
+    {"dtypes", "devices", "tree", "dtype_functions", "extents"},
     {"shapes", "config"},
     {"ops", "_methods"},
     {"arrays"},

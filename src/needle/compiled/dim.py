@@ -18,8 +18,10 @@ class Dim:
     """An extent that varies, such as that of the batch.
 
     Axes that are declared with one name have one extent in each call. A compiled function takes any
-    extent in the range, without one more signature counting against its budget: each extent gets a
-    program of its own, compiled when it is first met and then kept on disk.
+    extent in the range, without one more signature counting against its budget: one program serves
+    them all. Where that cannot be, each extent gets a program of its own, compiled when it is first
+    met, and `explain` says why; see docs/EXTENTS.md. Of several `Dim`, it is the first that is
+    declared whose extents share a program.
 
     Args:
         name: what errors call it.
@@ -32,8 +34,8 @@ class Dim:
     Example:
         >>> batch = ndl.Dim("batch")
         >>> total = ndl.compile(lambda x: x.sum(), dims={"x": batch}, budget=1)
-        >>> [total(ndl.ones((n, 2))).item() for n in (1, 2, 3)]
-        [2.0, 4.0, 6.0]
+        >>> [total(ndl.ones((n, 2))).item() for n in (1, 2, 3)], len(total.specializations)
+        ([2.0, 4.0, 6.0], 1)
     """
 
     name: str
@@ -75,6 +77,23 @@ def as_dims(dims: Dims | None) -> dict[str, tuple[Dim | None, ...]]:
                 )
         result[name] = axes
     return result
+
+
+def extent_of(
+    shapes: Sequence[tuple[str, Shape | None]], dims: Mapping[str, tuple[Dim | None, ...]]
+) -> int | None:
+    """Return the first extent on a declared axis; None if there is none.
+
+    Args:
+        shapes: of each leaf of the arguments, with its name; None for what is no tensor.
+        dims: the declared axes, by the name of a leaf or of the argument that it belongs to.
+    """
+    for name, shape in shapes:
+        declared = dims.get(name, dims.get(name.split("[")[0], ()))
+        for d, extent in zip(declared, shape or (), strict=False):
+            if d is not None:
+                return extent
+    return None
 
 
 def generalise(

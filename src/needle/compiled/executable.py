@@ -32,6 +32,11 @@ class Executable(Protocol):
         """
 
 
+def generates_code(backend: str | None) -> bool:
+    """Whether a backend, None being the first, makes native code."""
+    return (BACKENDS[0] if backend is None else backend) == "cpu"
+
+
 def build(graph: Graph, backend: str | None = None) -> Executable:
     """Return an executable of ``graph``.
 

@@ -52,6 +52,8 @@ class Explanation:
         is_cached: whether the cache has the code, so that a first call compiles nothing.
         seconds: how long tracing, the passes, code generation and machine code took, by name.
         code_bytes: size of the object code.
+        extents: how many extents of a `Dim` one program serves, and why not more; empty if none is
+            declared. Kernels and times are those of a program for this extent alone.
     """
 
     traced: Graph
@@ -62,6 +64,7 @@ class Explanation:
     is_cached: bool
     seconds: dict[str, float]
     code_bytes: int
+    extents: str
     _program: Program = field(repr=False)
 
     @property
@@ -148,7 +151,9 @@ class Explanation:
     def _tail(self) -> list[str]:
         times = ", ".join(f"{name} {s * 1e3:.1f} ms" for name, s in self.seconds.items())
         hit = "has it: a first call compiles nothing" if self.is_cached else "does not have it"
+        extents = [f"extents: {self.extents}"] if self.extents else []
         return [
+            *extents,
             f"memory: {self.memory.peak_bytes:,} bytes at the peak, of which "
             f"{self.memory.arena.nbytes:,} for values in between",
             f"times: {times}",
@@ -156,12 +161,13 @@ class Explanation:
         ]
 
 
-def explain(traced: Traced, seconds: float) -> Explanation:
+def explain(traced: Traced, seconds: float, extents: str = "") -> Explanation:
     """Return what the compiler makes of a trace.
 
     Args:
         traced: the trace.
         seconds: how long it took to make.
+        extents: see `Explanation`.
     """
     effects: list[PassEffect] = []
     start = last = time.perf_counter()
@@ -191,5 +197,6 @@ def explain(traced: Traced, seconds: float) -> Explanation:
         cache.has(source.key()),
         times,
         sum(map(len, code)),
+        extents,
         program,
     )

@@ -7,21 +7,24 @@ import threading
 import time
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from needle import tree
 from needle.arrays import to_array
 from needle.compiled.check import Checked
 from needle.compiled.dim import Dims, as_dims, generalise
-from needle.compiled.executable import Executable, build
+from needle.compiled.executable import Executable, build, generates_code
 from needle.compiled.specialization import Specialization
+from needle.compiled.varying import Varying
 from needle.config import modes
 from needle.devices import META
 from needle.errors import ArgumentError, ArgumentTypeError, TraceError
 from needle.graph.ir import Graph
-from needle.graph.trace import argument_names, function_name, trace_call
+from needle.graph.trace import argument_names, function_name, parameters_of, trace_call
 from needle.graph.traced import Traced, is_array
 from needle.graph.tracing import anomaly_error
+from needle.shapes import Shape
 from needle.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -64,18 +67,24 @@ class Compiled(Generic[P, R]):
         self.check = check
         self.budget = budget
         self.dims = as_dims(dims)
+        self._check_names()
         self._signatures: set[Any] = set()
         self.keep_grads = keep_grads
         self.backend = backend
         self.memory_budget = memory_budget
+        self._varying = self._make_varying() if any(any(d) for d in self.dims.values()) else None
         self._table: dict[Any, list[Specialization]] = {}
         self._last: Specialization | None = None
         functools.update_wrapper(self, function, updated=())
 
     @property
     def specializations(self) -> list[Specialization]:
-        """What the function has been compiled for, in order."""
-        return [s for entries in self._table.values() for s in entries]
+        """What the function has been compiled for, in order.
+
+        Of those that share one program for all extents of a `Dim`, it is the first.
+        """
+        found = [s for entries in self._table.values() for s in entries]
+        return list({id(s.family or s): s for s in reversed(found)}.values())[::-1]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         state = modes.state
@@ -121,9 +130,13 @@ class Compiled(Generic[P, R]):
             if found is None:
                 self._check_budget(key, args, kwargs)
                 start = time.perf_counter()
-                traced = self._trace(args, kwargs)
-                is_flat = not kwargs and len(leaves) == len(args)
-                found = Specialization(traced, leaves, is_flat, self._build)
+                if self._varying is not None:
+                    found = self._find_varying(key, args, kwargs, leaves, self._varying)
+                    self._varying.drop_oldest(self._table)
+                if found is None:
+                    traced = self._trace(args, kwargs)
+                    is_flat = not kwargs and len(leaves) == len(args)
+                    found = Specialization(traced, leaves, is_flat, self._build)
                 if not found.is_valid():
                     raise TraceError(
                         f"{function_name(self.function)}: what it depends on was changed while it "
@@ -133,9 +146,66 @@ class Compiled(Generic[P, R]):
                 self._table.setdefault(key, []).append(found)
             return found
 
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    def _check_names(self) -> None:
+        """Raise if an axis is declared of an argument that the function does not have."""
+        parameters = parameters_of(self.function)
+        if not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
+        known = [p.name for p in parameters]
+        for name in self.dims:
+            if name.partition("[")[0] not in known:
+                raise ArgumentError(
+                    f"compile: dims declares axes of {name!r}, but "
+                    f"{function_name(self.function)} takes {', '.join(known)}"
+                )
+
+    def _make_varying(self) -> Varying:
+        refusal = ""
+        if self.check:
+            refusal = "check=True compares single ops"
+        elif self.memory_budget is not None:
+            refusal = "memory_budget plans for one extent"
+        elif not generates_code(self.backend):
+            refusal = "the backend generates no code"
+        return Varying(self.dims, refusal)
+
+    def _find_varying(
+        self,
+        key: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: list[Any],
+        varying: Varying,
+    ) -> Specialization | None:
+        """Return a specialisation that shares its program with other extents of a `Dim`."""
+        names, shapes, rest = self._shapes(key, args, kwargs)
+        is_flat = not kwargs and len(leaves) == len(args)
+        named = list(zip(names, shapes, strict=True))
+        return varying.find(
+            key, named, rest, leaves, is_flat, lambda varied: self._trace(args, kwargs, varied)
+        )
+
+    def _shapes(
+        self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[str], list[Shape | None], Any]:
+        """Return name and shape of each leaf, and what else makes the signature."""
+        shapes = [part[1] if part[0] is _TENSOR else None for part in key[1]]
+        rest = tuple([part[2:] if part[0] is _TENSOR else part for part in key[1]])
+        return argument_names(self.function, args, kwargs), shapes, (key[0], rest, key[2:])
+
+    def _trace(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        shapes: Sequence[Shape | None] = (),
+    ) -> Traced:
         traced = trace_call(
-            self.function, args, kwargs, keep_grads=self.keep_grads, differentiable=True
+            self.function,
+            args,
+            kwargs,
+            keep_grads=self.keep_grads,
+            differentiable=True,
+            shapes=shapes,
         )
         if self.memory_budget is None:
             return traced
@@ -178,11 +248,9 @@ class Compiled(Generic[P, R]):
     def _check_budget(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         signature: Any = (key, len(self._table.get(key, ())))
         if self.dims:
-            names = argument_names(self.function, args, kwargs)
-            shapes = [part[1] if part[0] is _TENSOR else None for part in key[1]]
+            names, shapes, rest = self._shapes(key, args, kwargs)
             general = generalise(list(zip(names, shapes, strict=True)), self.dims)
-            rest = tuple([part[2:] if part[0] is _TENSOR else part for part in key[1]])
-            signature = (key[0], general, rest, key[2:], signature[1])
+            signature = (general, rest, signature[1])
         if signature in self._signatures:
             return
         made = self._signatures
@@ -256,7 +324,20 @@ class Compiled(Generic[P, R]):
 
         start = time.perf_counter()
         traced = self.trace(*args, **kwargs)
-        return explain(traced, time.perf_counter() - start)
+        return explain(traced, time.perf_counter() - start, self._preview(args, kwargs)[1])
+
+    def _preview(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Specialization | None, str]:
+        """Return what serves the arguments if their extent may vary, and how, in words."""
+        if self._varying is None:
+            return None, ""
+        leaves, structure = tree.flatten((args, kwargs))
+        key = self._key(args, kwargs, leaves, structure)
+        varying = self._make_varying()
+        with _tracing:
+            found = self._find_varying(key, args, kwargs, leaves, varying)
+        return found, varying.describe()
 
     def memory_plan(self, *args: P.args, **kwargs: P.kwargs) -> Memory:
         """Return how much memory a call with these arguments takes, without running it.
@@ -266,9 +347,14 @@ class Compiled(Generic[P, R]):
             >>> scale.memory_plan(ndl.ones(1000)).peak_bytes
             8000
         """
-        from needle.compiled.memory_plan import plan_memory
+        from needle.compiled.memory_plan import memory_at, plan_memory
 
-        return plan_memory(self.trace(*args, **kwargs))
+        found, extents = self._preview(args, kwargs)
+        if found is None:
+            return replace(plan_memory(self.trace(*args, **kwargs)), extents=extents)
+        executable: Any = found.executable
+        memory = memory_at(executable.program, executable.rows, found.traced.arguments)
+        return replace(memory, extents=extents)
 
     def max_batch(self, budget_bytes: int, *args: Any, axis: int = 0, **kwargs: Any) -> int:
         """Return for how large a batch the planned memory of a call fits a budget.
@@ -293,7 +379,7 @@ class Compiled(Generic[P, R]):
         """
         from needle.compiled.memory_plan import max_batch
 
-        return max_batch(self.trace, budget_bytes, args, kwargs, axis)
+        return max_batch(self.memory_plan, budget_bytes, args, kwargs, axis)
 
     def __repr__(self) -> str:
         name = function_name(self.function)
@@ -378,7 +464,8 @@ def compile(function: Any = None, /, **options: Any) -> Any:
         keep_grads: whether `grad` of a parameter that the function itself updates is kept. Without,
             its values are not written to memory, and using them is an error.
         dims: axes whose extent varies, by the name of the argument: ``{"x": ndl.Dim("batch")}`` for
-            the first axis, or a `Dim` or None for each axis. They do not count for the budget.
+            the first axis, or a `Dim` or None for each axis. They do not count for the budget, and
+            one program serves all their extents, where that can be.
         memory_budget: bytes that a call may take, as `Compiled.memory_plan` counts them. What the
             backward pass needs is then computed again instead of being kept, as far as necessary,
             what costs least for its memory first; see `checkpoint` to choose by hand.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from needle.backends.cpu.program import KernelCall, Program
 from needle.compiler.access import Access, is_literal
 from needle.compiler.fusion import Group
+from needle.compiler.rows import actual
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.record import flops_of
 
@@ -77,12 +78,41 @@ class Kernel:
         return {path: amount / total for path, amount in work.items()}
 
 
-def kernels_of(program: Program) -> list[Kernel]:
-    """Return the kernels of a program, in the order in which they run."""
-    return [
+def kernels_of(program: Program, *others: Program, rows: int = 0) -> list[Kernel]:
+    """Return the kernels of a program, in the order in which they run.
+
+    Args:
+        program: the program.
+        others: the same with another mark, for one with rows.
+        rows: how many, for a program that has any number.
+    """
+    found = [
         _kernel(program, group, call)
         for group, call in zip(program.groups, program.kernels, strict=True)
     ]
+    for other in others:
+        marks = program.mark, other.mark
+        found = [
+            _at_rows(k, twin, marks, rows) for k, twin in zip(found, kernels_of(other), strict=True)
+        ]
+    return found
+
+
+def _at_rows(kernel: Kernel, twin: Kernel, marks: tuple[int, int], rows: int) -> Kernel:
+    """Return a kernel with its numbers for so many rows, from those for two marks."""
+
+    def at(x: int, y: int) -> int:
+        times = (y - x) // (marks[1] - marks[0])
+        return x + times * (rows - marks[0])
+
+    return replace(
+        kernel,
+        loops=actual(kernel.loops, rows),
+        inner=actual(kernel.inner, rows),
+        flops=at(kernel.flops, twin.flops),
+        bytes_read=at(kernel.bytes_read, twin.bytes_read),
+        bytes_written=at(kernel.bytes_written, twin.bytes_written),
+    )
 
 
 def _bodies(node: Node) -> list[Graph]:

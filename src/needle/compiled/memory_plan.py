@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from needle import tree
@@ -12,8 +12,10 @@ from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
+from needle.backends.cpu.varying import VaryingProgram
 from needle.compiler import pipeline
 from needle.compiler.memory import MemoryPlan
+from needle.compiler.rows import ROWS, marked
 from needle.errors import ArgumentError, NeedleError
 from needle.graph.traced import Traced, is_array
 from needle.shapes import Spec
@@ -32,6 +34,8 @@ class Memory:
         outputs: new arrays that it returns; results written to an argument or to state need none.
         copies: what is copied while it runs, where a result cannot be written in place.
         arena: where the values in between lie, in one block.
+        extents: how many extents of a `Dim` the program serves, and why not more; empty if none is
+            declared.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Memory:
     outputs: int
     copies: int
     arena: MemoryPlan
+    extents: str = ""
 
     @property
     def peak_bytes(self) -> int:
@@ -59,6 +64,8 @@ class Memory:
             "peak": self.peak_bytes,
         }
         lines = [f"{name:<17} {size:>18,} bytes" for name, size in rows.items()]
+        if self.extents:
+            lines.append(f"extents: {self.extents}")
         return "\n".join([f"{self.name}: planned memory", *lines, "", str(self.arena)])
 
     def timeline(self, width: int = 72, height: int = 20) -> str:
@@ -80,17 +87,40 @@ def memory_of(program: Program, arguments: int) -> Memory:
         program: of which no code is needed.
         arguments: how many of its inputs are arguments; the rest is state.
     """
-    recipe = Recipe.of(program)
+    return _memory(program.graph.name, Recipe.of(program), program.layout.memory, arguments)
+
+
+def memory_at(program: VaryingProgram, extent: int, arguments: int) -> Memory:
+    """Return the planned memory of a program for any extent, for one.
+
+    Values that have rows lie in a block of their own, behind the others here.
+    """
+    source = program.source
+    graph = pipeline.run(marked(source.graph, ROWS))
+    layout = Program(graph, source.threads, source.target, is_planned=True, mark=ROWS).layout
+    known, rows = layout.memory, layout.rows_memory
+    buffers = [replace(b, nbytes=b.room * extent) for b in rows.buffers]
+    arena = MemoryPlan(
+        (*known.buffers, *buffers),
+        (*known.offsets, *(known.nbytes + offset * extent for offset in rows.offsets)),
+        known.nbytes + rows.nbytes * extent,
+        known.lower_bound + rows.lower_bound * extent,
+        known.steps,
+    )
+    return _memory(graph.name, program.at(extent).recipe, arena, arguments)
+
+
+def _memory(name: str, recipe: Recipe, arena: MemoryPlan, arguments: int) -> Memory:
     inputs = [spec.nbytes for spec in recipe.inputs]
     copied = [o.copy[1] for o in recipe.outputs if o.copy is not None and o.copy[0] == "input"]
     return Memory(
-        program.graph.name,
+        name,
         sum(inputs[:arguments]),
         sum(inputs[arguments:]),
         sum(c.nbytes for c in recipe.constants),
         sum(o.spec.nbytes for o in recipe.outputs if o.slot is not None),
         sum(inputs[i] for i in copied),
-        program.layout.memory,
+        arena,
     )
 
 
@@ -102,7 +132,7 @@ def plan_memory(traced: Traced) -> Memory:
 
 
 def max_batch(
-    trace: Callable[..., Traced],
+    plan: Callable[..., Memory],
     budget: int,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -111,7 +141,7 @@ def max_batch(
     """Return the largest extent whose plan fits; see `Compiled.max_batch`.
 
     Args:
-        trace: from arguments to the trace.
+        plan: from arguments to the planned memory.
         budget: bytes.
         args: arguments for some batch.
         kwargs: keyword arguments.
@@ -128,7 +158,7 @@ def max_batch(
                 new[i] = _resized(leaves[i], axis, n)
             new_args, new_kwargs = tree.unflatten(structure, new)
             try:
-                known[n] = plan_memory(trace(*new_args, **new_kwargs)).peak_bytes
+                known[n] = plan(*new_args, **new_kwargs).peak_bytes
             except NeedleError as error:
                 error.message += f" (max_batch: while planning for a batch of {n})"
                 raise

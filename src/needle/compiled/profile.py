@@ -283,11 +283,10 @@ class _Timed:
     """An executable with stamps, and what its kernels do."""
 
     def __init__(self, executable: Any) -> None:
-        from needle.backends.cpu.executable import build_stamped
         from needle.compiled.kernels import kernels_of
 
-        self.executable, program = build_stamped(executable.source)
-        self.kernels = kernels_of(program)
+        self.executable, programs = executable.stamped()
+        self.kernels = kernels_of(*programs, rows=executable.rows)
         #: Held during a call: stamps are those of the last one.
         self.lock = threading.RLock()
 

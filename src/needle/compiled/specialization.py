@@ -50,6 +50,8 @@ class Specialization:
         self.executable = build(traced.graph)
         self.calls = 0
         self.seconds = 0.0
+        #: The `Family` that it is made of, if it shares its program with other extents.
+        self.family: Any = None
         self._token: object = None
         state = modes.state
         self._grad, self._inference = state.grad, state.inference

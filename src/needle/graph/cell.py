@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from needle.errors import TraceError
+from needle.extents import is_single
 from needle.graph.ir import Node, Value
 from needle.ops.engine import apply
 from needle.ops.movement import broadcast_to, permute_dims, reshape
@@ -235,7 +236,7 @@ def _keeps_layout(base: Cell, shape: Shape) -> bool:
     """Whether a reshape to ``shape`` is a view, however the elements of ``base`` lie."""
     if base._is_contiguous:
         return True
-    return [n for n in base.shape if n != 1] == [n for n in shape if n != 1]
+    return [n for n in base.shape if not is_single(n)] == [n for n in shape if not is_single(n)]
 
 
 def _scatter_slice(base: Tensor, view: Tensor, **attrs: Any) -> Tensor:

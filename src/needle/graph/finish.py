@@ -10,6 +10,7 @@ import numpy as np
 
 from needle import tree
 from needle.errors import TraceError
+from needle.extents import Formula
 from needle.graph.cell import Cell, describe
 from needle.graph.differentiate import BackwardTrace, trace_backward
 from needle.graph.ir import Graph, Node, Value
@@ -205,6 +206,9 @@ class End:
                 sources.append(source)
                 inputs.append(capture.value)
                 capture.value.name = self._name_of(source)
+        for formula, value in run.numbers.values():
+            sources.append(number_source(formula, value))
+            inputs.append(value)
         place = {id(value): i for i, value in enumerate(inputs)}
         donations = {out: place[id(value)] for out, value in self.donations if id(value) in place}
         outputs = self._without_dead(donations)
@@ -267,6 +271,12 @@ class End:
             if item.output is not None:
                 item.output = new[item.output]
         return [self.outputs[i] for i in kept]
+
+
+def number_source(formula: Formula, value: Value) -> Source:
+    """Return where an input finds a number that depends on an extent that varies."""
+    array = np.asarray(formula.at(formula.symbol.hint), value.dtype)
+    return Source(array, number=formula)
 
 
 def _is_recorded(tensor: Tensor) -> bool:

@@ -33,6 +33,8 @@ from needle.shapes import Spec
 
 Number: TypeAlias = "int | float | bool"
 
+#: A view of a constant may be a copy: of more elements none is made.
+_MOST_SHOWN = 1 << 28
 #: Rules shrink what they match. A chain this long can only be two rules that undo each other.
 _LIMIT = 100
 
@@ -197,6 +199,8 @@ def array_of(value: Value) -> Array | None:
     """Return the elements of ``value`` if they are constant: a constant's, or a view's of one."""
     if value.constant is not None or value.node is None or not is_view(value.node.op):
         return value.constant
+    if value.size > _MOST_SHOWN:
+        return None
     array = array_of(value.node.inputs[0])
     if array is None:
         return None

@@ -15,9 +15,10 @@ import numpy as np
 
 from needle import tree
 from needle.config import no_grad
-from needle.dtypes import is_float
+from needle.dtypes import DType, is_float
 from needle.eager import user_line
 from needle.errors import TraceError
+from needle.extents import Formula
 from needle.gradnode import Edge, GradNode, edge_of
 from needle.graph.cell import Cell
 from needle.graph.ir import Graph, Node, Value
@@ -76,6 +77,9 @@ class SubTrace(Trace):
             self._cells[held] = inside
         capture.note(tensor)
         return capture
+
+    def number(self, formula: Formula, dtype: DType) -> Tensor:
+        return self.around.number(formula, dtype)
 
     def entry_value(self, held: Cell) -> Value:
         """Return the value inside of what a cell of the trace around held at the beginning."""

@@ -14,6 +14,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from needle.extents import Formula
+
 #: What is compared by value; all else is compared by identity.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 #: What is part of the program text rather than of its surroundings.
@@ -54,6 +56,8 @@ def frozen(value: Any, depth: int = _DEPTH) -> Any:
     """Return a form of ``value`` that stays as it is now, and is equal as long as that is so."""
     if isinstance(value, _PLAIN):
         return value.__class__, value
+    if isinstance(value, Formula) and not value.symbol.is_closed:
+        value.symbol.refuse(f"{value} is kept beyond the call")
     if isinstance(value, (list, tuple, dict, set)) and depth and len(value) <= _ITEMS:
         items: Any = value.items() if isinstance(value, dict) else value
         parts = [frozen(item, depth - 1) for item in items]

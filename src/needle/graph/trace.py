@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from needle import tree
@@ -15,7 +15,7 @@ from needle.graph.ir import Value
 from needle.graph.surroundings import Reference, is_plain, references_of
 from needle.graph.traced import Traced, is_array
 from needle.graph.tracing import Restart, Trace, Watched, anomaly_error
-from needle.shapes import Spec
+from needle.shapes import Shape, Spec
 from needle.tensor import Tensor
 
 
@@ -53,6 +53,7 @@ def trace_call(
     *,
     keep_grads: bool = True,
     differentiable: bool = False,
+    shapes: Sequence[Shape | None] = (),
 ) -> Traced:
     """Do what `trace` does, with options.
 
@@ -64,13 +65,15 @@ def trace_call(
             that they belong to.
         differentiable: whether to trace the backward pass of the results, too, for a function that
             is differentiated outside; see `Traced.backward`.
+        shapes: for each leaf of the arguments the shape that it is traced with, if it is another
+            than its own: one with extents that vary.
     """
     if modes.state.anomaly:
         raise anomaly_error()
     is_second = False
     while True:
         try:
-            return _trace(function, args, kwargs, keep_grads, differentiable, is_second)
+            return _trace(function, args, kwargs, keep_grads, differentiable, shapes, is_second)
         except Restart as restart:  # noqa: PERF203 - once, if at all
             is_second = is_second or restart.has_effects
 
@@ -81,6 +84,7 @@ def _trace(
     kwargs: dict[str, Any],
     keep_grads: bool,
     differentiable: bool,
+    shapes: Sequence[Shape | None],
     is_second: bool,
 ) -> Traced:
     leaves, structure = tree.flatten((args, kwargs))
@@ -93,7 +97,8 @@ def _trace(
         _watch(run, references, (function, *leaves))
         for i, leaf in enumerate(leaves):
             if is_array(leaf):
-                leaves[i] = stand_in = _stand_in(run, leaf, names[i])
+                shape = shapes[i] if shapes else None
+                leaves[i] = stand_in = _stand_in(run, leaf, names[i], shape)
                 places[id(stand_in)] = len(inputs)
                 inputs.append(stand_in._data.value)
         stand_ins = [leaf for leaf in leaves if id(leaf) in places]
@@ -121,16 +126,16 @@ def _watch(run: Trace, references: list[Reference], objects: Iterable[Any]) -> N
             run.watch_module(value)
 
 
-def _stand_in(run: Trace, leaf: Any, name: str) -> Tensor:
+def _stand_in(run: Trace, leaf: Any, name: str, shape: Shape | None) -> Tensor:
     if isinstance(leaf, Tensor):
         data = leaf._data
-        stand_in = run.argument(Spec(data.shape, data.dtype), leaf._requires_grad, name)
+        stand_in = run.argument(Spec(shape or data.shape, data.dtype), leaf._requires_grad, name)
         stand_in._grad = leaf._grad
         if leaf._node is not None:
             run.computed[id(stand_in)] = name
         return stand_in
     array = to_array(leaf, None)
-    return run.argument(Spec(array.shape, array.dtype), False, name)
+    return run.argument(Spec(shape or array.shape, array.dtype), False, name)
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -140,14 +145,21 @@ def function_name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of ``function``; of a module, those of its ``forward``."""
+    if hasattr(function, "named_modules"):
+        function = getattr(function, "forward", function)
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
 def argument_names(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[str]:
     """Return a name for each leaf of the arguments: ``x``, ``batch[0]``, ``options['p']``."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
+    parameters = parameters_of(function)
     labels: list[str] = []
     for i in range(len(args)):
         if i < len(parameters) and parameters[i].kind is not inspect.Parameter.VAR_POSITIONAL:

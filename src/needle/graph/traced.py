@@ -10,6 +10,7 @@ import numpy as np
 
 from needle import tree
 from needle.arrays import to_array
+from needle.extents import Formula
 from needle.graph.differentiate import Backward
 from needle.graph.ir import Graph
 from needle.graph.surroundings import Reference
@@ -28,12 +29,14 @@ class Source:
         tensor: the tensor that has it, or None for an array that no tensor keeps.
         owner: the tensor whose `grad` it is, if it is one.
         tensors: all tensors that share it.
+        number: what it holds, for a number that depends on an extent that varies.
     """
 
     array: Array
     tensor: Tensor | None = None
     owner: Tensor | None = None
     tensors: Sequence[Tensor] = ()
+    number: Formula | None = None
 
     def find(self) -> Any:
         """Return the array that the input has now."""

@@ -24,6 +24,7 @@ from needle.devices import META
 from needle.dtypes import DType
 from needle.eager import finish, is_number, user_line
 from needle.errors import DeviceError, TraceError
+from needle.extents import Formula
 from needle.graph.cell import Cell, describe
 from needle.graph.ir import Node, Value
 from needle.graph.surroundings import frozen
@@ -168,6 +169,8 @@ class Trace:
         #: What is to be called after each run of the graph.
         self.after: list[Callable[[], Any]] = []
         self.labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        #: What depends on an extent that varies: see `number`.
+        self.numbers: dict[tuple[str, Any], tuple[Formula, Any]] = {}
         self._roots: list[Any] = []
         self._stack: list[Any] = []
         self._paths: dict[int, str] = {}
@@ -304,6 +307,14 @@ class Trace:
         tensor._requires_grad = requires_grad
         self.arguments[id(tensor)] = tensor
         return tensor
+
+    def number(self, formula: Formula, dtype: DType) -> Tensor:
+        """Return a 0-d tensor of what a formula is worth in each call: an input of the graph."""
+        numbers = self.numbers = formula.symbol.numbers
+        key = formula.text, dtype
+        if key not in numbers:
+            numbers[key] = formula, Value(Spec((), dtype), name=formula.text)
+        return wrap(Cell(self, numbers[key][1]))
 
     def own(self, tensor: Tensor) -> Tensor:
         """Return a leaf with the values of ``tensor`` in storage of its own."""

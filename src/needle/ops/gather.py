@@ -17,6 +17,7 @@ from needle.errors import (
     OutOfRangeError,
     ShapeError,
 )
+from needle.extents import is_single
 from needle.ops.checks import expect_range
 from needle.ops.comparison import equal, where
 from needle.ops.elementwise import TensorLike, widened
@@ -185,7 +186,7 @@ def _broadcast_but(t: Tensor, i: Tensor, axis: int) -> tuple[Tensor, Tensor]:
                 f"take_along_axis: indices {list(i.shape)} and tensor {list(t.shape)} do not "
                 f"broadcast on axis {a}"
             )
-        common.append(m if n == 1 else n)
+        common.append(m if is_single(n) else n)
     shapes = [
         tuple(s[axis] if a == axis else n for a, n in enumerate(common)) for s in (t.shape, i.shape)
     ]
@@ -507,7 +508,9 @@ def masked_fill(x: TensorLike, mask: TensorLike, value: TensorLike) -> Tensor:
     """
     t, m = as_tensor(x), as_tensor(mask)
     lead = t.ndim - m.ndim
-    if lead < 0 or any(n not in (1, k) for n, k in zip(m.shape, t.shape[lead:], strict=True)):
+    if lead < 0 or any(
+        not is_single(n) and n != k for n, k in zip(m.shape, t.shape[lead:], strict=True)
+    ):
         raise ShapeError(
             f"masked_fill: the mask of shape {list(m.shape)} does not broadcast to {list(t.shape)}"
         )

@@ -21,6 +21,7 @@ from needle.errors import (
     OutOfRangeError,
     ShapeError,
 )
+from needle.extents import is_single, is_varying
 from needle.ops.comparison import where
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor, engine
@@ -30,7 +31,7 @@ from needle.ops.record import composite
 from needle.ops.samples import Sample, bad, bools, integers, normal
 from needle.ops.slicing import strided_slice
 from needle.ops.updates import update_at, update_slice
-from needle.shapes import Shape, Spec
+from needle.shapes import Shape, Spec, slice_bounds, steps_in
 
 if TYPE_CHECKING:
     from needle.tensor import Tensor
@@ -149,7 +150,7 @@ class _Reader:
     def selection(self) -> Selection:
         """Return what was read."""
         starts, stops, steps = zip(*self.slices, strict=True) if self.slices else ((), (), ())
-        sliced = tuple(len(range(*s)) for s in self.slices)
+        sliced = tuple(steps_in(*s) for s in self.slices)
         shape, indices, axes = tuple(self.shape), tuple(self.indices), tuple(self.axes)
         taken = result = shape
         if indices:
@@ -170,14 +171,14 @@ class _Reader:
     def take_slice(self, part: slice) -> None:
         """Read a slice of the next axis."""
         try:
-            bounds = part.indices(self.extents[len(self.slices)])
+            bounds = slice_bounds(part, self.extents[len(self.slices)])
         except TypeError:
             raise ArgumentTypeError(
                 f"index: the parts of a slice must be integers or None, got {part}"
             ) from None
         except ValueError:
             raise ArgumentError(f"index: the step of a slice cannot be 0, got {part}") from None
-        count = len(range(*bounds))
+        count = steps_in(*bounds)
         # Empty slices may have bounds that mean something else as attributes.
         self.slices.append(bounds if count else (0, 0, 1))
         self.shape.append(count)
@@ -308,6 +309,8 @@ def _getitem_first(t: Tensor, shape: Shape, key: Any) -> Tensor | None:
     """Return ``t[key]`` for the commonest keys: one int, slice or tensor of ints; else None."""
     kind = key.__class__
     extent, rest = shape[0], shape[1:]
+    if is_varying(extent) and (kind is int or kind is slice):
+        return None
     result: Tensor
     if kind is int:
         if not -extent <= key < extent:
@@ -416,7 +419,9 @@ def fit_value(v: Tensor, shape: Shape) -> Tensor:
     while len(given) > len(shape) and given[0] == 1:
         given = given[1:]
     lead = len(shape) - len(given)
-    if lead < 0 or any(n not in (1, m) for n, m in zip(given, shape[lead:], strict=True)):
+    if lead < 0 or any(
+        not is_single(n) and n != m for n, m in zip(given, shape[lead:], strict=True)
+    ):
         raise ShapeError(
             f"x[key] = value: the value of shape {list(v.shape)} does not broadcast to "
             f"{list(shape)}, the shape of x[key]"

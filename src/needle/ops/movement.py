@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from needle.errors import AxisError, ShapeError
+from needle.extents import is_single
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor
 from needle.ops.record import Kind, composite, op
@@ -182,7 +183,9 @@ def moveaxis(x: TensorLike, source: int, destination: int) -> Tensor:
 
 def _infer_broadcast(x: Spec, *, shape: Shape) -> Spec:
     lead = len(shape) - x.ndim
-    if lead < 0 or any(n not in (1, m) for n, m in zip(x.shape, shape[lead:], strict=True)):
+    if lead < 0 or any(
+        not is_single(n) and n != m for n, m in zip(x.shape, shape[lead:], strict=True)
+    ):
         raise ShapeError(
             f"broadcast_to: {list(x.shape)} does not expand to {list(shape)}; only axes of "
             "extent 1 "
@@ -200,7 +203,7 @@ def _broadcast_samples() -> Iterable[Sample]:
 
 def _sum_back(g: Tensor, x_shape: Shape) -> Tensor:
     lead = g.ndim - len(x_shape)
-    axes = (*range(lead), *(lead + i for i, n in enumerate(x_shape) if n == 1))
+    axes = (*range(lead), *(lead + i for i, n in enumerate(x_shape) if is_single(n)))
     return g.sum(axis=axes, keepdims=True).reshape(x_shape)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from needle import dtypes
 from needle.dtypes import as_dtype, is_float
 from needle.errors import AxisError, DTypeError, ShapeError
+from needle.extents import is_single
 from needle.ops import fold
 from needle.ops.comparison import isfinite, where
 from needle.ops.elementwise import TensorLike, widened
@@ -117,7 +118,9 @@ def sum(x: TensorLike, axis: Axis = None, *, dtype: Any = None, keepdims: bool =
 def sum_to_shape(x: Tensor, shape: Shape) -> Tensor:
     """Sum over the axes along which ``shape`` was broadcast: the adjoint of broadcasting."""
     lead = x.ndim - len(shape)
-    stretched = [lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1]
+    stretched = [
+        lead + i for i, n in enumerate(shape) if is_single(n) and not is_single(x.shape[lead + i])
+    ]
     if stretched:
         x = sum(x, (*range(lead), *stretched), keepdims=True)
         return reshape(x, shape) if lead else x

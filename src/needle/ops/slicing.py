@@ -18,6 +18,7 @@ from needle.shapes import (
     Spec,
     as_index,
     normalize_axes,
+    steps_in,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def slices(starts: Shape, stops: Shape, steps: Shape) -> tuple[slice, ...]:
 
 
 def _infer_slice(x: Spec, *, starts: Shape, stops: Shape, steps: Shape) -> Spec:
-    shape = tuple(len(range(a, b, s)) for a, b, s in zip(starts, stops, steps, strict=True))
+    shape = tuple(steps_in(a, b, s) for a, b, s in zip(starts, stops, steps, strict=True))
     return Spec(shape, x.dtype)
 
 

@@ -16,6 +16,7 @@ from needle.backends.cpu.scatter import plan_scatter
 from needle.backends.cpu.sort import plan_sort
 from needle.backends.cpu.target import Target
 from needle.compiler.fusion import Group
+from needle.compiler.rows import VariesError, rows_in
 from needle.graph.ir import Value
 from needle.ops.convolution_form import Convolution
 from needle.ops.ordered import Scan, Scatter, Sort
@@ -60,6 +61,8 @@ def plan_anchor(
     assert node is not None
     lower = node.op.lower
     if isinstance(lower, Convolution):
+        if any(rows_in(n) for v in (*node.inputs, *node.results) for n in v.shape):
+            raise VariesError(f"{node.op.name} at {node.location} takes a known number of images")
         return plan_convolution(group, lower, is_stored, target, threads)
     if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
         return plan_product(group, is_stored, target, threads)

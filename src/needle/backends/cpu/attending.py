@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from needle import dtypes
 from needle.backends.cpu.attention import (
@@ -24,10 +24,13 @@ from needle.backends.cpu.attention import (
 )
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.loops import BY_ROWS
+from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.target import Target
 from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group
 from needle.compiler.index import strides_of
+from needle.compiler.rows import VariesError, rows_in
 from needle.graph.ir import Value
 from needle.ops.attention_parts import Options
 
@@ -47,6 +50,9 @@ class AttentionPlan:
         spec: what is called.
         is_forward: whether it is no gradient.
         work: of the tasks, for the results that the program wants.
+        steps: if the number of examples varies, bytes from one to the next in what has examples; a
+            task then goes through some of them, one after the other.
+        batch: the mark for their number.
     """
 
     inputs: dict[str, View]
@@ -57,6 +63,8 @@ class AttentionPlan:
     work: Callable[[int], Work]
     tasks: int
     workspace: int
+    steps: dict[str, int] = field(default_factory=dict)
+    batch: int = 0
 
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         """Emit the kernel."""
@@ -84,7 +92,19 @@ class AttentionPlan:
         # The workspace is this task's own: no bytes from one task to the next.
         emit = emit_forward if self.is_forward else emit_backward
         function = emit(f.module, self.spec)
-        f.emit(f"call void @{function}(ptr {words}, i64 %task)")
+        if not self.batch:
+            f.emit(f"call void @{function}(ptr {words}, i64 %task)")
+            return
+
+        def example(i: Index, _: list[Operand]) -> None:
+            for name, step in self.steps.items():
+                if name in pointers:
+                    here = f.pointer(pointers[name], f.mul_index(i, step), dtypes.uint8)
+                    at = f.pointer(words, names.index(name), dtypes.int64)
+                    f.emit(f"store ptr {here}, ptr {at}")
+            f.emit(f"call void @{function}(ptr {words}, i64 0)")
+
+        f.loop(*kernel.share_of(self.batch, 1), 1, [], example)
 
 
 #: Which results each part of the work is for.
@@ -116,18 +136,36 @@ def plan_attention(
     results = dict(zip(_RESULTS if is_forward else _SLOPES, node.results, strict=True))
     q, k, v = (given[x].shape for x in "qkv")
     (batch, length, heads, width), (source, groups) = q, k[1:3]
+    if any(map(rows_in, (length, heads, width, source, groups))):
+        raise VariesError("the extent of attention's positions or heads varies")
+    varies = rows_in(batch) != 0
+    if varies and o.dropout > 0:
+        raise VariesError("attention drops weights by their places among all examples")
     numbers = common_numbers(o, length, source, heads, groups)
     shapes = {name: (value.shape, views[name].strides) for name, value in given.items()}
     shapes |= {name: (r.shape, strides_of(r.shape)) for name, r in results.items()}
+    steps: dict[str, int] = {}
+    if varies:
+        threads = 1  # examples are what tasks share
+        values = given | results
+        for name, (shape, strides) in shapes.items():
+            if shape and rows_in(shape[0]):
+                steps[name] = strides[0] * values[name].dtype.itemsize
+                shapes[name] = (1, *shape[1:]), strides
+            if any(map(rows_in, (*shapes[name][0], *strides))):
+                raise VariesError("attention's examples do not come first")
     for name, (shape, strides) in shapes.items():
         numbers |= stride_words(name, shape, strides)
     mask = given["mask"].dtype if o.masked else None
     spec = AttentionSpec.of(o, node.inputs[0].dtype, width, v[3], mask, numbers)
-    sizes = (batch, heads, groups, length, source, o.causal, threads)
+    sizes = (1 if varies else batch, heads, groups, length, source, o.causal, threads)
 
     def work(wants: int) -> Work:
         return forward_work(*sizes) if is_forward else backward_work(*sizes, wants)
 
     nbytes = forward_bytes(spec, target) if is_forward else backward_bytes(spec)
-    tasks = work(QUERY_SLOPE | KEY_SLOPE).tasks
-    return AttentionPlan(views, results, numbers, spec, is_forward, work, tasks, nbytes)
+    tasks = BY_ROWS if varies else work(QUERY_SLOPE | KEY_SLOPE).tasks
+    mark = batch if varies else 0
+    return AttentionPlan(
+        views, results, numbers, spec, is_forward, work, tasks, nbytes, steps, mark
+    )

@@ -15,7 +15,7 @@ import numpy as np
 
 from needle import dtypes
 from needle.arrays import aligned
-from needle.backends.cpu.kernel import STATUS_WORDS
+from needle.backends.cpu.kernel import ROWS_WORD, STATUS_WORDS
 from needle.backends.cpu.recipe import Recipe
 from needle.ops.samples import Array
 
@@ -39,9 +39,19 @@ class Table:
         self.status: Any = (ctypes.c_int64 * STATUS_WORDS)()
         self.arena = aligned((recipe.arena_bytes,), dtypes.uint8)
         self.slots[recipe.arena_slot] = self.arena.ctypes.data
+        #: Of values that have rows; for as many rows as there have been.
+        self.row_arena = aligned((0,), dtypes.uint8)
+        self.rows = 0
         self.slots[recipe.status_slot] = ctypes.addressof(self.status)
         for i, constant in enumerate(recipe.constants[: recipe.addressed]):
             self.slots[recipe.first_constant + i] = constant.ctypes.data
+
+    def set_rows(self, recipe: Recipe, rows: int) -> None:
+        """Prepare for a call with so many rows."""
+        self.rows = self.status[ROWS_WORD] = rows
+        if recipe.row_bytes * rows > self.row_arena.nbytes:
+            self.row_arena = aligned((recipe.row_bytes * rows,), dtypes.uint8)
+            self.slots[recipe.rows_slot] = self.row_arena.ctypes.data
 
     def take_fault(self) -> tuple[int, int, int]:
         """Return what the code has reported, and forget it: the number of the fault, counted from

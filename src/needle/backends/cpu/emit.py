@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from needle import dtypes
+from needle.backends.cpu.fault import Fault
 from needle.backends.cpu.operands import Index, Operand, Segment
 from needle.backends.cpu.vector_math import MathFunction
 from needle.compiler import index as ix
@@ -24,7 +25,6 @@ from needle.errors import CompileError
 from needle.graph.ir import Node, Value
 from needle.ops.fold import Fold
 from needle.ops.record import Kind
-from needle.shapes import Shape
 
 
 def no_code(node: Node) -> CompileError:
@@ -89,23 +89,6 @@ class Guard(NamedTuple):
     level: int
 
 
-@dataclass
-class Fault:
-    """What a kernel may report: a value that an op refuses, or an index out of range.
-
-    Attributes:
-        op: name of the op that refuses it; empty for an index.
-        attrs: the op's attributes, or of an index those of `Loaded`.
-        shape: of the tensor that holds the value.
-        location: the user's line.
-    """
-
-    op: str
-    attrs: dict[str, Any]
-    shape: Shape
-    location: str
-
-
 class Emitter:
     """Emits elements into one function.
 
@@ -114,6 +97,7 @@ class Emitter:
         pointer_of: from a value in memory to the name of its pointer.
         is_loaded: whether a value lies in memory when the kernel starts.
         fault: emits the report of a bad value, from condition, value and place.
+        extent: from a number in an index to the number, or to what it is in this call.
     """
 
     def __init__(
@@ -122,11 +106,13 @@ class Emitter:
         pointer_of: Callable[[Value], str],
         is_loaded: Callable[[Value], bool],
         fault: Callable[[Operand, Operand, Operand, Fault], None],
+        extent: Callable[[int], Index],
     ) -> None:
         self.f = f
         self.pointer_of = pointer_of
         self.is_loaded = is_loaded
         self.fault = fault
+        self.extent = extent
         self.levels: list[Level] = [Level(None)]
         self.places: dict[Var, Position] = {}
         #: The variable whose neighbours lie in the lanes of vectors, and how many of them.
@@ -207,19 +193,19 @@ class Emitter:
     def scalar(self, index: ix.Index) -> Position:
         """Return an index; of the first lane, if it varies between lanes."""
         if index.is_constant:
-            return Position(index.constant, 0)
+            return Position(self.extent(index.constant), 0)
         found = self.find(index)
         if found is not None:
             return Position(found.operand, found.level)
         parts = [(self._atom(a), c) for a, c in sorted(index.terms, key=lambda t: str(t[0]))]
         # Outer loops first, so that their part is added up outside.
         parts.sort(key=lambda p: p[0].level)
-        total: Index = index.constant
+        total = self.extent(index.constant)
         level = 0
         for part, c in parts:
             level = max(level, part.level)
             with self.at(level):
-                total = self.f.add_index(total, self.f.mul_index(part.number, c))
+                total = self.f.add_index(total, self.f.mul_index(part.number, self.extent(c)))
         if isinstance(total, int):
             return Position(total, level)
         cell = self.keep(index, Cell(total, level), self.vector in index.variables)
@@ -233,7 +219,7 @@ class Emitter:
         inner = self.scalar(atom.value)
         divide = self.f.floordiv_index if isinstance(atom, Quotient) else self.f.mod_index
         with self.at(inner.level):
-            return Position(divide(inner.number, atom.divisor), inner.level)
+            return Position(divide(inner.number, self.extent(atom.divisor)), inner.level)
 
     def _loaded(self, atom: Loaded) -> Cell:
         """Return the index that an integer tensor holds: wrapped, checked and kept in range."""
@@ -245,7 +231,7 @@ class Emitter:
         f = self.f
         with self.at(cell.level):
             x = raw = f.convert(cell.operand, dtypes.int64)
-            extent = f.like(atom.extent, x)
+            extent = self._like(atom.extent, x)
             if atom.signed:
                 negative = f.compare("slt", x, f.like(0, x))
                 x = f.select(negative, f.add(x, extent), x)
@@ -291,7 +277,12 @@ class Emitter:
         if found is not None:
             return found
         level = 0
-        total = f.constant(index.constant, dtypes.int64, self.lanes)
+        first = self.extent(index.constant)
+        if isinstance(first, int):
+            total = f.constant(first, dtypes.int64, self.lanes)
+        else:
+            with self.at(0):
+                total = f.splat(first, self.lanes)
         for atom, c in sorted(index.terms, key=lambda t: str(t[0])):
             if atom is self.vector:
                 base = self._as_cell(self.places[atom])
@@ -317,7 +308,7 @@ class Emitter:
                 with self.at(level):
                     part = self._divided(cell.operand, atom)
             with self.at(level):
-                scaled = part if c == 1 else f.mul(part, f.like(c, part))
+                scaled = part if c == 1 else f.mul(part, self._like(c, part))
                 total = f.add(total, scaled)
         return self.keep(what, Cell(total, level), True)
 
@@ -329,7 +320,12 @@ class Emitter:
             narrow = f.convert(x, dtypes.uint32)
             divided = f.binary(name, narrow, f.like(atom.divisor, narrow))
             return f.convert(divided, dtypes.int64)
-        return f.binary(name, x, f.like(atom.divisor, x))
+        return f.binary(name, x, self._like(atom.divisor, x))
+
+    def _like(self, number: int, x: Operand) -> Operand:
+        """Return a number in an index as an operand of the dtype and lanes of ``x``."""
+        index = self.extent(number)
+        return self.f.like(index, x) if isinstance(index, int) else self.f.splat(index, x.lanes)
 
     def cell_of(self, index: ix.Index) -> Cell:
         """Return an index as an element of dtype int64."""
@@ -490,8 +486,8 @@ class Emitter:
                 cell = self._as_cell(self.scalar(index))
             level = max(level, cell.level)
             with self.at(level):
-                x = f.sub(cell.operand, f.like(low, cell.operand))
-                holds = f.compare("ult", x, f.like(high - low, x))
+                x = f.sub(cell.operand, self._like(low, cell.operand))
+                holds = f.compare("ult", x, self._like(high - low, x))
                 if holds.lanes:
                     varying = holds if varying is None else f.binary("and", varying, holds)
                 else:

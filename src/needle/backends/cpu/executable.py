@@ -10,10 +10,10 @@ from typing import TypeAlias
 import numpy as np
 
 from needle.arrays import maker
-from needle.backends.cpu import cache, jit
-from needle.backends.cpu.arguments import DONE, make_call
+from needle.backends.cpu import arguments, cache, jit
+from needle.backends.cpu.arguments import DONE
 from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
-from needle.backends.cpu.emit import Fault
+from needle.backends.cpu.fault import Fault
 from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.stamps import stamp_buffer, stamp_times
@@ -46,8 +46,10 @@ class Executable:
         self.recipe = recipe
         self.source = source
         self.stamps = stamps
+        #: For how many rows it is; 0 if it has none. See `varying`.
+        self.rows = 0
         self._library = jit.load_object(code, ["entry"])
-        self._idle: list[_Call] = []
+        self._idle: list[Call] = []
         self._new = [maker(*o.spec) for o in recipe.outputs if o.slot is not None]
         self._has_copies = has_copies(recipe)
         self._is_new = len(self._new) == len(recipe.outputs)
@@ -70,20 +72,35 @@ class Executable:
         try:
             call = self._idle.pop()
         except IndexError:
-            call = _Call(self.recipe, self._library, self.stamps)
+            call = self._new_call()
         new = [make() for make in self._new]
         if self._has_copies:
             return run_with_copies(self.recipe, arrays, new, lambda: self._run(call, arrays, new))
         self._run(call, arrays, new)
         return new if self._is_new else collect(self.recipe, arrays, new)
 
-    def _run(self, call: _Call, arrays: Sequence[Array], new: list[Array]) -> None:
+    def _new_call(self) -> Call:
+        return Call(self.recipe, self._library, self.stamps)
+
+    def _run(self, call: Call, arrays: Sequence[Array], new: list[Array]) -> None:
         done = call.native((*arrays, *new))
         if done != DONE:
             raise self._misfit(arrays, done)
         if call.status[0]:
             raise self._fault(call)
         self._idle.append(call)
+
+    def stamped(self) -> tuple[Executable, list[Program]]:
+        """Return a variant that notes when its kernels start and end, and the program in it.
+
+        It is made anew, kernel for kernel the same, since programs are not kept in the cache.
+        """
+        source = self.source
+        graph = pipeline.run(source.graph)
+        program = Program(graph, source.threads, source.target, is_stamped=True)
+        code = jit.compile_objects(program.module)
+        recipe = Recipe.of(program)
+        return Executable(recipe, code, source, len(program.kernels) + 1), [program]
 
     def last_stamps(self) -> list[int]:
         """Return the times, in nanoseconds, that the call that ended last has noted."""
@@ -100,7 +117,7 @@ class Executable:
             f"overwritten; got {Spec(array.shape, array.dtype)}, strides {array.strides}"
         )
 
-    def _fault(self, call: _Call) -> Exception:
+    def _fault(self, call: Call) -> Exception:
         number, place, value = call.take_fault()
         self._idle.append(call)
         return exception_of(self.recipe.faults[number - 1], place, value)
@@ -150,24 +167,30 @@ class Source:
 Recorder: TypeAlias = "Callable[[Executable, Sequence[Array]], list[Array]]"
 
 
-class _Call(Table):
+class Call(Table):
     """A table with the native function that fills in the arrays of a call and runs the program."""
 
     def __init__(self, recipe: Recipe, library: jit.Library, stamps: int = 0) -> None:
         super().__init__(recipe, extra=1)
         self.stamps = stamp_buffer(stamps)
         self.slots[recipe.slots] = ctypes.addressof(self.stamps)
+        self._library = library
+        self.native = self.function(recipe)
+
+    def function(self, recipe: Recipe) -> arguments.Call:
+        """Return the function for arrays of the shapes of a recipe, which is that of the program,
+        but for its rows."""
         new = [o for o in recipe.outputs if o.slot is not None]
         slots = [*range(len(recipe.inputs)), *(o.slot for o in new if o.slot is not None)]
         written = {o.source for o in recipe.outputs if o.source is not None}
         written |= {len(recipe.inputs) + i for i in range(len(new))}
-        self.native = make_call(
-            library.address("entry"),
+        return arguments.make_call(
+            self._library.address("entry"),
             self.slots,
             [*recipe.inputs, *(o.spec for o in new)],
             slots,
             written,
-            keep=(library, self.arena, self.status, self.stamps, recipe.constants),
+            keep=(self._library, self.arena, self.status, self.stamps, recipe.constants),
         )
 
 
@@ -202,17 +225,6 @@ def compiled(key: str, make: Callable[[], Program]) -> tuple[Recipe, Sequence[by
     values = b"".join(c.tobytes() for c in recipe.constants)
     cache.put(key, [values, *code], recipe.to_json())
     return recipe, code
-
-
-def build_stamped(source: Source) -> tuple[Executable, Program]:
-    """Return an executable that notes when its kernels start and end, and the program in it.
-
-    It is made anew, kernel for kernel the same as the one without stamps, which may have come from
-    the cache, where programs are not kept.
-    """
-    program = Program(pipeline.run(source.graph), source.threads, source.target, is_stamped=True)
-    code = jit.compile_objects(program.module)
-    return Executable(Recipe.of(program), code, source, len(program.kernels) + 1), program
 
 
 def record_with(recorder: Recorder | None) -> Recorder | None:

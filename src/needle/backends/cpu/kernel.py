@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from needle import dtypes
-from needle.backends.cpu.emit import Emitter, Fault
+from needle.backends.cpu.emit import Emitter
+from needle.backends.cpu.fault import Fault
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.vector_math import MathFunction
-from needle.compiler.rows import rows_in
+from needle.compiler.rows import affine_in, rows_in
 from needle.graph.ir import Value
 
 #: Words of the status: the number of the fault, the place and the value of what is bad; the rows of
@@ -26,10 +27,17 @@ ROWS_WORD, TASKS_WORD, LOCK_WORD = 3, 4, 5
 
 
 class Location(NamedTuple):
-    """Where a value lies: a slot of the table of buffers, and bytes from there."""
+    """Where a value lies: a slot of the table of buffers, and bytes from there.
+
+    Attributes:
+        slot: of the table.
+        offset: bytes; for each row, if ``by_rows``.
+        by_rows: whether the offset is a multiple of the rows of a call.
+    """
 
     slot: int
     offset: int = 0
+    by_rows: bool = False
 
 
 class Addresses:
@@ -58,6 +66,7 @@ class KernelFunction:
         own: the values that the kernel computes.
         faults: the program's list of what can be reported; grows.
         status_slot: slot of the status.
+        mark: what stands for the rows of a call in the graph; 0 if nothing does.
     """
 
     def __init__(
@@ -69,19 +78,21 @@ class KernelFunction:
         own: set[Value],
         faults: list[Fault],
         status_slot: int,
+        mark: int = 0,
     ) -> None:
         self.f = f
         self.addresses = addresses
         self._status_slot = status_slot
+        self.mark = mark
         self._args = args
         self._locations = locations
         self.own = own
         self._faults = faults
         self._pointers: dict[Location, str] = {}
         self._status: str | None = None
-        self._rows: Operand | None = None
-        self._row_tasks = Operand("1", dtypes.int64)
-        self.emitter = Emitter(self.f, self.pointer_of, self.is_loaded, self._fault)
+        self._words: dict[int, Operand] = {}
+        self._extents: dict[int, Index] = {}
+        self.emitter = Emitter(self.f, self.pointer_of, self.is_loaded, self._fault, self.extent)
 
     @classmethod
     def make(
@@ -92,15 +103,23 @@ class KernelFunction:
         own: set[Value],
         faults: list[Fault],
         status_slot: int,
+        mark: int = 0,
     ) -> KernelFunction:
         """Return a new kernel's function."""
         f = MathFunction(module, name, {"args": "ptr", "task": "i64"})
-        return cls(f, "%args", Addresses(), locations, own, faults, status_slot)
+        return cls(f, "%args", Addresses(), locations, own, faults, status_slot, mark)
 
     def part(self, f: MathFunction, args: str) -> KernelFunction:
         """Return another function that computes a part of the kernel."""
         return KernelFunction(
-            f, args, self.addresses, self._locations, self.own, self._faults, self._status_slot
+            f,
+            args,
+            self.addresses,
+            self._locations,
+            self.own,
+            self._faults,
+            self._status_slot,
+            self.mark,
         )
 
     def is_written(self, value: Value) -> bool:
@@ -148,35 +167,52 @@ class KernelFunction:
 
     # Rows: extents that are given at each call
 
-    def extent(self, extent: int) -> Index:
-        """Return an extent: the number, or a multiple of the rows of this call."""
-        count = rows_in(extent)
-        if not count:
-            return extent
-        if self._rows is None:
+    def word(self, number: int) -> Operand:
+        """Return a word of the status, as it is when the kernel starts."""
+        if number not in self._words:
             status = self.status()
-            self._rows, self._row_tasks = (
-                Operand(self.f.at_entry(f"load i64, ptr {address}"), dtypes.int64)
-                for address in (
-                    self.f.at_entry(f"getelementptr i64, ptr {status}, i64 {word}")
-                    for word in (ROWS_WORD, TASKS_WORD)
-                )
-            )
-        if count == 1:
-            return self._rows
-        return Operand(self.f.at_entry(f"mul i64 {self._rows.text}, {count}"), dtypes.int64)
+            address = self.f.at_entry(f"getelementptr i64, ptr {status}, i64 {number}")
+            text = self.f.at_entry(f"load i64, ptr {address}")
+            self._words[number] = Operand(text, dtypes.int64)
+        return self._words[number]
+
+    def extent(self, extent: int) -> Index:
+        """Return an extent, or what is computed from one: the number, or ``a · rows + b`` for the
+        rows of this call."""
+        if not self.mark:
+            return extent
+        times, rest = affine_in(extent, self.mark)
+        if not times:
+            return extent
+        found = self._extents.get(extent)
+        if found is None:
+            text = self.word(ROWS_WORD).text
+            if times != 1:
+                text = self.f.at_entry(f"mul i64 {text}, {times}")
+            if rest:
+                text = self.f.at_entry(f"add i64 {text}, {rest}")
+            found = self._extents[extent] = Operand(text, dtypes.int64)
+        return found
+
+    def range_of(self, extent: int, tasks: int, unit: int = 1) -> tuple[Index, Index]:
+        """Return the part of a loop that this task runs, in whole units but for the end."""
+        if rows_in(extent):
+            return self.share_of(extent, unit)
+        units = -(-extent // unit)
+        return self.task_range([min(units * t // tasks * unit, extent) for t in range(tasks + 1)])
 
     def share_of(self, extent: int, unit: int) -> tuple[Index, Index]:
         """Return the part of an extent of rows that this task runs, in multiples of ``unit``."""
         total = self.extent(extent)
         assert isinstance(total, Operand)
+        tasks = self.word(TASKS_WORD)
 
         def bound(task: str) -> Operand:
             f = self.f
             units = f.at_entry(f"add i64 {total.text}, {unit - 1}")
             units = f.at_entry(f"udiv i64 {units}, {unit}")
             part = f.at_entry(f"mul i64 {units}, {task}")
-            part = f.at_entry(f"udiv i64 {part}, {self._row_tasks.text}")
+            part = f.at_entry(f"udiv i64 {part}, {tasks.text}")
             part = f.at_entry(f"mul i64 {part}, {unit}")
             less = f.at_entry(f"icmp slt i64 {part}, {total.text}")
             return Operand(

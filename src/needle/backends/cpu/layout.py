@@ -12,6 +12,7 @@ from needle.compiler import index as ix
 from needle.compiler.access import Place
 from needle.compiler.fusion import Group, Piece
 from needle.compiler.memory import Buffer, MemoryPlan, plan_memory
+from needle.compiler.rows import rows_in
 from needle.graph.ir import Graph, Value
 from needle.ops.samples import Array
 
@@ -21,7 +22,7 @@ class Layout:
     """Where everything lies.
 
     The table has a slot for each input, then for each output that is a new array, each constant,
-    the arena of temporary values, and the status.
+    the arena of temporary values, the status, and the arena of those that have rows.
 
     Attributes:
         locations: of values in memory.
@@ -33,8 +34,10 @@ class Layout:
         first_constant: slot of the first constant.
         arena_slot: slot of the arena.
         status_slot: slot of the status.
+        rows_slot: slot of the arena of values that have rows.
         slots: how many slots there are.
         memory: the plan of the arena.
+        rows_memory: the plan of the arena of values that have rows: bytes for each row.
     """
 
     locations: dict[Value, Location] = field(default_factory=dict)
@@ -46,8 +49,10 @@ class Layout:
     first_constant: int = 0
     arena_slot: int = 0
     status_slot: int = 0
+    rows_slot: int = 0
     slots: int = 0
     memory: MemoryPlan = field(default_factory=lambda: plan_memory([]))
+    rows_memory: MemoryPlan = field(default_factory=lambda: plan_memory([]))
 
 
 def lay_out(
@@ -87,8 +92,8 @@ def lay_out(
                     locations[value] = Location(slot)
                     layout.constants.append(np.asarray(value.constant, order="C"))
                     slot += 1
-    layout.arena_slot, layout.status_slot = slot, slot + 1
-    layout.slots = slot + 2
+    layout.arena_slot, layout.status_slot, layout.rows_slot = slot, slot + 1, slot + 2
+    layout.slots = slot + 3
     _plan_arena(groups, layout, workspaces)
     return layout
 
@@ -149,29 +154,39 @@ def _plan_arena(groups: list[Group], layout: Layout, workspaces: dict[Group, int
             for value, _ in p.reads:
                 if value in definer and definer[value] != i:
                     last[value] = i
-    owners: list[Value | Group] = []
-    buffers: list[Buffer] = []
-    number = {v: i for i, v in enumerate(v for v in last if v not in locations)}
-    for value in number:
-        name = value.name or (value.node.op.name if value.node is not None else "value")
-        step = definer[value]
-        ending = [v for v in number if last[v] == step]
-        takes_over = tuple(
-            number[v]
-            for v in ending
-            if (v.size, v.dtype) == (value.size, value.dtype)
-            and may_overwrite(groups[step], value, v)
-        )
-        owners.append(value)
-        buffers.append(Buffer(name, value.nbytes, step, last[value], takes_over))
-    for i, g in enumerate(groups):
-        if workspaces.get(g):
-            owners.append(g)
-            buffers.append(Buffer("workspace", workspaces[g], i, i))
-    layout.memory = plan_memory(buffers, len(groups))
-    for owner, offset in zip(owners, layout.memory.offsets, strict=True):
-        location = Location(layout.arena_slot, offset)
-        if isinstance(owner, Value):
-            locations[owner] = location
+    unplaced = [v for v in last if v not in locations]
+    for has_rows in (False, True):
+        owners: list[Value | Group] = []
+        buffers: list[Buffer] = []
+        own = {
+            v: i for i, v in enumerate(v for v in unplaced if bool(rows_in(v.nbytes)) is has_rows)
+        }
+        for value in own:
+            name = value.name or (value.node.op.name if value.node is not None else "value")
+            step = definer[value]
+            ending = [v for v in own if last[v] == step]
+            takes_over = tuple(
+                own[v]
+                for v in ending
+                if (v.size, v.dtype) == (value.size, value.dtype)
+                and may_overwrite(groups[step], value, v)
+            )
+            owners.append(value)
+            nbytes = rows_in(value.nbytes) if has_rows else value.nbytes
+            buffers.append(Buffer(name, nbytes, step, last[value], takes_over))
+        for i, g in enumerate(groups):
+            if workspaces.get(g) and not has_rows:
+                owners.append(g)
+                buffers.append(Buffer("workspace", workspaces[g], i, i))
+        plan = plan_memory(buffers, len(groups))
+        slot = layout.arena_slot
+        if has_rows:
+            layout.rows_memory, slot = plan, layout.rows_slot
         else:
-            layout.workspaces[owner] = location
+            layout.memory = plan
+        for owner, offset in zip(owners, plan.offsets, strict=True):
+            location = Location(slot, offset, has_rows)
+            if isinstance(owner, Value):
+                locations[owner] = location
+            else:
+                layout.workspaces[owner] = location

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.operands import Index, Operand, Segment
 from needle.compiler.index import Var
+from needle.compiler.rows import rows_in
 
 #: Elements below which a kernel is not worth a second thread.
 SMALL = 1 << 14
@@ -14,15 +15,15 @@ SMALL = 1 << 14
 Ranges = Mapping[Var, tuple[Index, Index]]
 
 
-def shared_tasks(size: int, extent: int, threads: int) -> int:
-    """Return how many tasks share a kernel over ``size`` elements, by a loop of some extent."""
-    return 1 if size < SMALL else max(1, min(threads, extent))
+#: Says of a kernel that each call decides into how many tasks its rows are split.
+BY_ROWS = 0
 
 
-def split(extent: int, tasks: int, unit: int = 1) -> list[int]:
-    """Return the bounds of the parts of a loop that tasks run, in whole units but for the end."""
-    units = -(-extent // unit)
-    return [min(units * t // tasks * unit, extent) for t in range(tasks + 1)]
+def shared_tasks(size: int, shared: Var, unit: int, threads: int) -> int:
+    """Return how many tasks share a kernel over ``size`` elements, by a loop in steps of a unit."""
+    if rows_in(shared.extent):
+        return BY_ROWS
+    return 1 if size < SMALL else max(1, min(threads, -(-shared.extent // unit)))
 
 
 class Loops:
@@ -41,7 +42,7 @@ class Loops:
 
     def bounds(self, var: Var) -> tuple[Index, Index]:
         """Return where this task starts and stops."""
-        return self._ranges.get(var, (0, var.extent))
+        return self._ranges.get(var) or (0, self.kernel.extent(var.extent))
 
     def each(self, variables: Sequence[Var], body: Callable[[], None]) -> None:
         """Run ``body`` for all values of the variables, the last of them fastest."""

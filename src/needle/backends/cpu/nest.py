@@ -79,13 +79,9 @@ class NestEmitter:
 
     def _range(self, var: Var, unit: int) -> tuple[Index, Index]:
         """Return the part of a loop that this task runs: all, if it is not the shared one."""
-        if rows_in(var.extent) and var is self.nest.shared:
-            return self.kernel.share_of(var.extent, unit)
-        if var is not self.nest.shared or self.tasks == 1:
+        if var is not self.nest.shared or (self.tasks == 1 and not rows_in(var.extent)):
             return 0, self.kernel.extent(var.extent)
-        units = -(-var.extent // unit)
-        bounds = [min(units * t // self.tasks * unit, var.extent) for t in range(self.tasks + 1)]
-        return self.kernel.task_range(bounds)
+        return self.kernel.range_of(var.extent, self.tasks, unit)
 
     def _vector_loop(self, var: Var, body: Callable[[int], None]) -> None:
         """Run ``body(slots)`` over a variable whose neighbours lie in vectors.

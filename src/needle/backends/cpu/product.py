@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from needle import dtypes
 from needle.backends.cpu.emit import Position
@@ -18,13 +18,17 @@ from needle.backends.cpu.gemm import (
     uses_pairs,
 )
 from needle.backends.cpu.gemm.pair_tile import round_sums
-from needle.backends.cpu.kernel import KernelFunction
+from needle.backends.cpu.gemm.spec import Extent
+from needle.backends.cpu.gemm.varying import emit_sizes
+from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction
 from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.target import Target
 from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group
 from needle.compiler.index import Var
+from needle.compiler.rows import VariesError, rows_in
 from needle.dtypes import DType
 from needle.graph.ir import Value
 
@@ -40,6 +44,8 @@ class ProductPlan:
     threads: int
     tasks: int = 1
     workspace: int = 0
+    #: Extents and strides that each call gives, by name: marks, see `needle.compiler.rows`.
+    open: dict[str, int] = field(default_factory=dict)
 
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         """Emit the kernel: a call of the product's function with the epilogue fused in."""
@@ -48,10 +54,15 @@ class ProductPlan:
         spec = replace(self.spec, epilogue=_epilogue(kernel, self.group, is_paired))
         product = emit_gemm(f.module, spec, threads=self.threads, name=f"{f.name}_product")
         a, b = (
-            f.pointer(kernel.pointer_of(v.base), v.offset, v.base.dtype) for v in (self.a, self.b)
+            f.pointer(kernel.pointer_of(v.base), kernel.extent(v.offset), v.base.dtype)
+            for v in (self.a, self.b)
         )
+        sizes = "null"
+        if product.parameters:
+            known = {name: kernel.extent(number) for name, number in self.open.items()}
+            sizes = emit_sizes(f, product, known, self.threads, kernel.word(TASKS_WORD))
         task = f.argument("task")
-        product.call(f, a, b, "null", extra="%args", workspace=workspace, task=task)
+        product.call(f, a, b, "null", extra="%args", workspace=workspace, sizes=sizes, task=task)
 
 
 def plan_product(
@@ -76,8 +87,51 @@ def plan_product(
         shape[:-2],
         dtype,
     )
+    spec, varying = _opened(spec)
+    if varying and uses_pairs(spec, target):
+        raise VariesError("an extent of a product of pairs of bfloat16 varies")
     kernel = describe(spec, target, threads=threads)
-    return ProductPlan(group, spec, a, b, threads, kernel.tasks, kernel.workspace)
+    rows = kernel.plan.most_rows if spec.m is None else spec.m
+    workspace = kernel.plan.workspace_bytes(spec, kernel.lanes, rows, spec.n or 0)
+    tasks = BY_ROWS if varying else kernel.tasks
+    return ProductPlan(group, spec, a, b, threads, tasks, workspace, varying)
+
+
+def _opened(spec: GemmSpec) -> tuple[GemmSpec, dict[str, int]]:
+    """Return a specification that leaves open what each call gives, and that by name.
+
+    Raises:
+        VariesError: the number of columns varies.
+    """
+    varying: dict[str, int] = {}
+
+    def known(name: str, number: Extent) -> Extent:
+        if number is None or not rows_in(number):
+            return number
+        varying[name] = number
+        return None
+
+    def matrix(name: str, m: Matrix) -> Matrix:
+        return replace(
+            m,
+            row=known(f"{name}_row", m.row),
+            column=known(f"{name}_column", m.column),
+            batch=tuple(known(f"{name}_batch{i}", s) for i, s in enumerate(m.batch)),
+        )
+
+    opened = replace(
+        spec,
+        m=known("m", spec.m),
+        n=known("n", spec.n),
+        k=known("k", spec.k),
+        a=matrix("a", spec.a),
+        b=matrix("b", spec.b),
+        c=matrix("c", spec.c),
+        batch=tuple(known(f"batch{i}", n) for i, n in enumerate(spec.batch)),
+    )
+    if opened.n is None or opened.b.row is None or opened.b.column is None:
+        raise VariesError("the number of columns of a matrix product varies")
+    return opened, varying
 
 
 def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
@@ -129,7 +183,8 @@ def place_axes(
         outermost = all(v is None for v in axes[:axis])
         here = batch if outermost else f.mod_index(batch, shape[axis])
         places[var] = Position(here, level)
-        batch = f.floordiv_index(batch, shape[axis])
+        if not outermost:
+            batch = f.floordiv_index(batch, shape[axis])
     for var, number in zip(axes[-2:], (at.row, at.column), strict=True):
         if var is not None:
             places[var] = Position(number, level)

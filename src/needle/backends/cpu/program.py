@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.control import Surroundings
-from needle.backends.cpu.emit import Fault
-from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction, Location
+from needle.backends.cpu.fault import Fault
+from needle.backends.cpu.kernel import ROWS_WORD, TASKS_WORD, KernelFunction, Location
 from needle.backends.cpu.layout import lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
+from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.stamps import stamper
 from needle.backends.cpu.target import Target, host
 from needle.compiler.fusion import Fusion, Group
@@ -28,8 +30,6 @@ from needle.graph.ir import Graph, Value
 
 #: Elements times ops below which a kernel is not worth a second thread.
 SMALL = 30_000
-#: Says of a kernel that each call decides into how many tasks its rows are split.
-BY_ROWS = 0
 
 
 class KernelCall(NamedTuple):
@@ -57,6 +57,7 @@ class Program:
         target: the processor; this machine's by default.
         is_planned: whether to stop before code is generated: kernels and memory are known then.
         is_stamped: whether the entry notes the time before and after each kernel; see `stamps`.
+        mark: what stands for the rows of a call in the graph; 0 if nothing does.
         within: the program of the graph that this one is inside of, whose module it shares.
 
     Attributes:
@@ -72,6 +73,7 @@ class Program:
         *,
         is_planned: bool = False,
         is_stamped: bool = False,
+        mark: int = 0,
         within: Program | None = None,
     ) -> None:
         if within is None:
@@ -82,6 +84,7 @@ class Program:
             self.module, self.faults = within.module, within.faults
         self.graph = graph
         self.threads = threads
+        self.mark = mark
         self.name = "entry" if within is None else self.module.unique(f"inner_{graph.name}")
         fusion = Fusion(graph)
         groups = fusion.run()
@@ -99,7 +102,10 @@ class Program:
             for g in self.groups
             if g.anchor is not None
         }
-        workspaces = {g: plan.tasks * plan.workspace for g, plan in self._plans.items()}
+        workspaces = {
+            g: (threads if plan.tasks == BY_ROWS else plan.tasks) * plan.workspace
+            for g, plan in self._plans.items()
+        }
         self.layout = lay_out(graph, self.groups, in_place, workspaces)
         self.kernels: list[KernelCall] = []
         if not is_planned:
@@ -117,6 +123,7 @@ class Program:
             set(group.defines()),
             self.faults,
             self.layout.status_slot,
+            self.mark,
         )
         plan = self._plans.get(group)
         if plan is None:
@@ -148,22 +155,21 @@ class Program:
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
         f = Function(self.module, self.name, {"args": "ptr"}, internal=is_inner)
         stamp = stamper(f, self.layout.slots) if is_stamped else None
-        row_tasks = ""
         # One table for all kernels, in turn.
         longest = max((len(kernel.addresses) for kernel in self.kernels), default=0)
         table = f.at_entry(f"alloca [{longest} x ptr], align 64")
-        for _, name, tasks, addresses in self.kernels:
+        status = rows = ""
+        if self.mark:
+            status = _address(f, Location(self.layout.status_slot), "")
+            rows = f.load(status, ROWS_WORD, dtypes.int64).text
+        for group, (_, name, tasks, addresses) in zip(self.groups, self.kernels, strict=True):
             if stamp is not None:
                 stamp()
             for i, location in enumerate(addresses):
                 place = f.value(f"getelementptr ptr, ptr {table}, i64 {i}")
-                f.emit(f"store ptr {_address(f, location)}, ptr {place}")
+                f.emit(f"store ptr {_address(f, location, rows)}, ptr {place}")
             if tasks == BY_ROWS:
-                if not row_tasks:
-                    status = _address(f, Location(self.layout.status_slot))
-                    word = f.value(f"getelementptr i64, ptr {status}, i64 {TASKS_WORD}")
-                    row_tasks = f.value(f"load i64, ptr {word}")
-                f.emit(f"call void @needle_parallel(ptr @{name}, ptr {table}, i64 {row_tasks})")
+                self._by_rows(f, status, f"@{name}, ptr {table}", rows, self._row_work(group))
             elif tasks == 1:
                 f.emit(f"call void @{name}(ptr {table}, i64 0)")
             else:
@@ -172,12 +178,36 @@ class Program:
             stamp()
         self.name = f.end()
 
+    def _row_work(self, group: Group) -> int:
+        """Return the work of a kernel for each row; see `SMALL`."""
+        node = group.anchor
+        if node is not None and node.op.flops is not None:  # of a product, a fifth of an element
+            specs = tuple(v.spec for v in node.results)
+            made: Any = specs[0] if len(specs) == 1 else specs
+            read = [v.spec for v in node.inputs]
+            return rows_in(node.op.flops(*read, made, **node.attrs)) // 10
+        size = rows_in(math.prod(v.extent for v in (*group.kept, *group.inner)))
+        return size * (len(group.pieces) + 1)
 
-def _address(f: Function, location: Location) -> str:
+    def _by_rows(self, f: Function, status: str, call: str, rows: str, row_work: int) -> None:
+        """Call a kernel whose rows are split into as many tasks as pays in this call."""
+        tasks = f.load(status, TASKS_WORD, dtypes.int64)
+        if self.threads > 1:
+            count = Operand(rows, dtypes.int64)
+            is_large = f.compare("sge", count, f.operand(max(SMALL // max(row_work, 1), 1)))
+            tasks = f.select(is_large, f.operand(self.threads), f.operand(1))
+            f.store(tasks, status, TASKS_WORD)
+        f.emit(f"call void @needle_parallel(ptr {call}, {tasks.typed})")
+
+
+def _address(f: Function, location: Location, rows: str) -> str:
     """Emit the address of a place, from the program's table."""
     slot = f.value(f"getelementptr ptr, ptr %args, i64 {location.slot}")
     pointer = f.value(f"load ptr, ptr {slot}")
-    return f.pointer(pointer, location.offset, dtypes.uint8)
+    offset: Index = location.offset
+    if location.by_rows and offset:
+        offset = f.mul_index(Operand(rows, dtypes.int64), offset)
+    return f.pointer(pointer, offset, dtypes.uint8)
 
 
 def order_groups(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from needle.arrays import aligned
-from needle.backends.cpu.emit import Fault
+from needle.backends.cpu.fault import Fault
 from needle.dtypes import as_dtype
 from needle.ops.samples import Array
 from needle.shapes import Spec
@@ -17,7 +17,16 @@ from needle.shapes import Spec
 if TYPE_CHECKING:
     from needle.backends.cpu.program import Program
 
-_NUMBERS = ("first_constant", "addressed", "arena_slot", "arena_bytes", "status_slot", "slots")
+_NUMBERS = (
+    "first_constant",
+    "addressed",
+    "arena_slot",
+    "arena_bytes",
+    "status_slot",
+    "rows_slot",
+    "row_bytes",
+    "slots",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Recipe:
         addressed: how many of the constants the code addresses.
         arena_slot, arena_bytes: the arena of temporary values.
         status_slot: slot of the status.
+        rows_slot, row_bytes: the arena of temporary values that have rows: bytes for each row.
         slots: how many slots the table has.
         faults: what the status may report.
     """
@@ -62,6 +72,8 @@ class Recipe:
     arena_slot: int
     arena_bytes: int
     status_slot: int
+    rows_slot: int
+    row_bytes: int
     slots: int
     faults: tuple[Fault, ...]
 
@@ -96,6 +108,8 @@ class Recipe:
             layout.arena_slot,
             layout.memory.nbytes,
             layout.status_slot,
+            layout.rows_slot,
+            layout.rows_memory.nbytes,
             layout.slots,
             tuple(program.faults),
         )

@@ -19,17 +19,17 @@ from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address
 from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
 from needle.backends.cpu.executable import compiled, exception_of
-from needle.backends.cpu.kernel import ROWS_WORD, TASKS_WORD
+from needle.backends.cpu.kernel import TASKS_WORD
 from needle.backends.cpu.program import Program
-from needle.backends.cpu.target import Target, host
+from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.compiler import pipeline
 from needle.compiler.fingerprint import fingerprint
-from needle.compiler.rows import ROWS, rows_in
+from needle.compiler.rows import ROWS, actual
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.record import Op
 from needle.ops.samples import Array
-from needle.shapes import Shape, Spec
+from needle.shapes import Spec
 
 #: Bytes below which a call is one task.
 SMALL_BYTES = 1 << 16
@@ -45,13 +45,14 @@ class RowProgram:
     def __init__(self, graph: Graph) -> None:
         target = host()
         key = cache.key("rows", fingerprint(graph), repr(target))
-        self.recipe, code = compiled(key, lambda: _program(graph, target))
+        self.recipe, code = compiled(
+            key, lambda: Program(pipeline.run(graph), 1, target, mark=ROWS)
+        )
         self._library = jit.load_object(code, ["entry"])
         self._entry = self._library.function("entry", ctypes.c_void_p)
         self._idle: list[Table] = []
         self._new = [(o.slot, o.spec) for o in self.recipe.outputs if o.slot is not None]
         self._has_copies = has_copies(self.recipe)
-        self._count = len(graph.outputs)
 
     def run(self, arrays: Sequence[Array], rows: int) -> list[Array]:
         """Run on contiguous arrays of ``rows`` rows.
@@ -70,14 +71,12 @@ class RowProgram:
             output = maker(actual(spec.shape, rows), spec.dtype)()
             table.slots[slot] = address(output)
             new.append(output)
-        table.status[ROWS_WORD] = rows
+        table.set_rows(recipe, rows)
         table.status[TASKS_WORD] = get_num_threads() if nbytes >= SMALL_BYTES else 1
         if self._has_copies:
-            outputs = run_with_copies(recipe, arrays, new, lambda: self._run(table, rows))
-        else:
-            self._run(table, rows)
-            outputs = collect(recipe, arrays, new)
-        return outputs[: self._count]
+            return run_with_copies(recipe, arrays, new, lambda: self._run(table, rows))
+        self._run(table, rows)
+        return collect(recipe, arrays, new)
 
     def _run(self, table: Table, rows: int) -> None:
         self._entry(table.address)
@@ -85,30 +84,7 @@ class RowProgram:
         self._idle.append(table)
         if number:
             fault = self.recipe.faults[number - 1]
-            fault = type(fault)(fault.op, fault.attrs, actual(fault.shape, rows), fault.location)
-            raise exception_of(fault, place, value)
-
-
-def actual(shape: Shape, rows: int) -> Shape:
-    """Return a shape with the number of rows of a call in it."""
-    return tuple([rows_in(n) * rows if rows_in(n) else n for n in shape])
-
-
-def _program(graph: Graph, target: Target) -> Program:
-    optimised = pipeline.run(graph)
-    program = Program(optimised, 1, target)
-    # What has rows has no place in an arena of known size: it becomes an output like the others.
-    layout = program.layout
-    extra = [
-        v
-        for v, location in layout.locations.items()
-        if location.slot == layout.arena_slot and any(rows_in(n) for n in v.shape)
-    ]
-    if not extra:
-        return program
-    outputs, donations = [*optimised.outputs, *extra], optimised.donations
-    optimised = Graph(optimised.inputs, optimised.nodes, outputs, donations, optimised.name)
-    return Program(optimised, 1, target)
+            raise exception_of(fault.at(rows), place, value)
 
 
 def graph_of(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> Graph:

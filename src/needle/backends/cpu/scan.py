@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from needle.backends.cpu.kernel import KernelFunction
-from needle.backends.cpu.loops import Loops, Ranges, shared_tasks, split
+from needle.backends.cpu.loops import Loops, Ranges, shared_tasks
 from needle.backends.cpu.operands import Index, Operand, Segment
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.write import write_to
@@ -62,10 +62,9 @@ class ScanPlan:
         if 0 in self.piece.value.shape:
             return
         ranges: Ranges = {}
-        if self.shared is not None and self.tasks > 1:
+        if self.shared is not None and self.tasks != 1:
             unit = self.unit if self.shared is self.across else 1
-            bounds = kernel.task_range(split(self.shared.extent, self.tasks, unit))
-            ranges = {self.shared: bounds}
+            ranges = {self.shared: kernel.range_of(self.shared.extent, self.tasks, unit)}
         loops = Loops(kernel, ranges)
         outer = [v for v in self.loops if v not in (self.along, self.across) and v.extent != 1]
         outer.sort(key=lambda v: v is not self.shared)
@@ -123,7 +122,7 @@ class ScanPlan:
         with e.inside(begin):
             e.place(self.along, 0)
             results = store(elements())
-        loops.run(1, self.along.extent, 1, results, turn)
+        loops.run(1, kernel.extent(self.along.extent), 1, results, turn)
         e.vector, e.lanes, e.mask = None, 0, None
 
     def _place(self, slot: int) -> Place:
@@ -150,8 +149,7 @@ def plan_scan(group: Group, scan: Scan, target: Target, threads: int) -> ScanPla
     if lines:
         unit = {v: plan.unit if v is across else 1 for v in lines}
         plan.shared = max(lines, key=lambda v: v.extent / unit[v])
-        parts = -(-plan.shared.extent // unit[plan.shared])
-        plan.tasks = shared_tasks(math.prod(shape), parts, threads)
+        plan.tasks = shared_tasks(math.prod(shape), plan.shared, unit[plan.shared], threads)
     return plan
 
 

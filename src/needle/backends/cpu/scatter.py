@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from needle.backends.cpu.emit import ElementBuilder
 from needle.backends.cpu.kernel import KernelFunction
-from needle.backends.cpu.loops import Loops, shared_tasks, split
+from needle.backends.cpu.loops import Loops, shared_tasks
 from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.write import write
@@ -54,9 +54,9 @@ class ScatterPlan:
         """Emit the kernel: what the result begins as, and then the values."""
         kept = [next(iter(i.variables), None) for i in self.piece.at]
         ranges: dict[Var, tuple[Index, Index]] = {}
-        if self.shared is not None and self.tasks > 1:
+        if self.shared is not None and self.tasks != 1:
             unit = self.lanes if self.shared is self.vector else 1
-            bounds = kernel.task_range(split(self.shared.extent, self.tasks, unit))
+            bounds = kernel.range_of(self.shared.extent, self.tasks, unit)
             own = kept[self.place.index(ix.of(self.shared))]
             assert own is not None
             ranges = {self.shared: bounds, own: bounds}
@@ -139,6 +139,6 @@ def plan_scatter(group: Group, scatter: Scatter, target: Target, threads: int) -
     shared, tasks = None, 1
     if free:
         shared = max(free, key=lambda v: v.extent // (lanes if v is vector else 1))
-        parts = -(-shared.extent // (lanes if shared is vector else 1))
-        tasks = shared_tasks(max(values.size, piece.value.size), parts, threads)
+        unit = lanes if shared is vector else 1
+        tasks = shared_tasks(max(values.size, piece.value.size), shared, unit, threads)
     return ScatterPlan(piece, node, scatter, loops, place, vector, lanes, shared, tasks)

@@ -12,7 +12,7 @@ import numpy as np
 
 from needle import dtypes
 from needle.backends.cpu.kernel import KernelFunction
-from needle.backends.cpu.loops import Loops, Ranges, shared_tasks, split
+from needle.backends.cpu.loops import Loops, Ranges, shared_tasks
 from needle.backends.cpu.operands import Operand
 from needle.backends.cpu.sorting import FEW, insertion_sort, radix_sort, smallest
 from needle.backends.cpu.target import Target
@@ -59,9 +59,8 @@ class SortPlan:
         if 0 in self.piece.value.shape:
             return
         ranges: Ranges = {}
-        if self.shared is not None and self.tasks > 1:
-            bounds = kernel.task_range(split(self.shared.extent, self.tasks))
-            ranges = {self.shared: bounds}
+        if self.shared is not None and self.tasks != 1:
+            ranges = {self.shared: kernel.range_of(self.shared.extent, self.tasks)}
         loops = Loops(kernel, ranges)
         lines = [v for v in self.loops if v is not self.along and v.extent != 1]
         lines.sort(key=lambda v: v is not self.shared)
@@ -152,7 +151,7 @@ def plan_sort(group: Group, sort: Sort, target: Target, threads: int) -> SortPla
     plan = SortPlan(group.pieces[0], source, loops, along, descending, count, shared)
     if shared is not None:
         # A comparison costs about as much as ten elements of an elementwise op.
-        plan.tasks = shared_tasks(10 * source.size, shared.extent, threads)
+        plan.tasks = shared_tasks(10 * source.size, shared, 1, threads)
     # Room for the keys and places of a radix sort, and for a vector beyond the end.
     size = max(key_dtype_of(source.dtype).itemsize, 4)
     plan.workspace = 2 * -(-(2 * n + 64) * size // 64) * 64

@@ -35,7 +35,7 @@ class Product:
         if parameters:
             grid = [loaded[f"{axis}_tasks"] for axis in ("batch", "row", "column")]
         self.grid = grid
-        self.rows = tile_rows(f, self.m, plan.rows)
+        self.rows = tile_rows(f, self.m, plan.rows, spec.epilogue is not None)
         masks = uses_masks(f.target, spec.dtype)
         self.columns = tile_columns(f, self.n, self.lanes, plan.vectors, masks)
         self.width = plan.vectors * self.lanes

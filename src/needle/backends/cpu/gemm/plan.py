@@ -105,6 +105,12 @@ class Plan:
         a = self.row_tiles * self.strip(itemsize) if self.pack_a is not False else 0
         return b * self.depth, a
 
+    @property
+    def most_rows(self) -> int:
+        """For how many rows partial sums are kept, where any number may come: see
+        `_plan_of_any_rows`. In whole tiles, and some smaller ones for what is left over."""
+        return PACKED_FROM_ROWS + self.rows * self.rows.bit_length()
+
     def workspace_bytes(self, spec: GemmSpec, lanes: int, m: int, n: int = 0) -> int:
         """Return the bytes that each task needs to itself: packed B, packed A, partial sums."""
         elements = sum(self.packed_elements(lanes, spec.dtype.itemsize))
@@ -122,6 +128,8 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         return _dot_plan(spec, target, threads)
     if turns_b(spec):
         return _turned_plan(spec, target, threads)
+    if spec.m is None and spec.n is not None and spec.k is not None:
+        return _plan_of_any_rows(spec, target)
     rows, vectors = choose_tile(spec.m, spec.n, spec.k, lanes, target)
     blocking = None
     if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
@@ -160,6 +168,36 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         depth,
         grid,
         ahead=STREAMED_K if streams and spec.m != 1 else 0,
+    )
+
+
+def _plan_of_any_rows(spec: GemmSpec, target: Target) -> Plan:
+    """Return the plan of a product all of whose sizes are known but the number of rows.
+
+    k is cut into blocks only for few rows, where a large B is not packed: there must be room for
+    the sums of all rows so far.
+    """
+    assert spec.n is not None
+    assert spec.k is not None
+    assert spec.b.row is not None
+    lanes = target.lanes(spec.dtype)
+    rows, vectors = choose_rows(spec.n, spec.k, lanes, target.registers, target.fma)
+    depth = max(spec.k, 1)
+    width = vectors * lanes
+    column_tiles = max(1, PACKED_BYTES // (width * depth * spec.dtype.itemsize))
+    column_tiles = min(column_tiles, max(1, -(-spec.n // width)))
+    packs = must_pack_b(spec) or None
+    is_large = spec.k * max(spec.b.row, spec.n) * spec.dtype.itemsize >= LARGE
+    return Plan(
+        rows,
+        vectors,
+        0 if is_large and not packs else None,
+        must_pack_a(spec),
+        packs,
+        max(1, ROW_BLOCK // rows),
+        column_tiles,
+        depth,
+        (1, 1, 1),
     )
 
 
@@ -273,6 +311,34 @@ def choose_tile(m: Extent, n: Extent, k: Extent, lanes: int, target: Target) -> 
             if cost < best:
                 best, chosen = cost, (rows, vectors)
     return chosen
+
+
+#: Numbers of rows for which the tile of an unknown number shall suit.
+_TYPICAL_ROWS = (1, 8, 32, 64, 128, 1000)
+
+
+@lru_cache(maxsize=1024)
+def choose_rows(n: int, k: int, lanes: int, registers: int, fma: bool) -> tuple[int, int]:
+    """Return rows and vectors of the tile that suits any number of rows; see `tile_rows`."""
+    registers -= 1 if fma else 3
+    across = max(-(-n // lanes), 1)
+    candidates = [
+        (rows, vectors)
+        for vectors in range(1, min(across, 4) + 1)
+        for rows in range(1, min((registers - vectors) // vectors, 28) + 1)
+    ]
+
+    def cost(m: int, rows: int, vectors: int) -> float:
+        total = 0.0
+        whole, rest = divmod(m, rows)
+        for height in [rows] * whole + [1 << b for b in range(5) if rest >> b & 1]:
+            for width, count in split(across, vectors):
+                total += count * tile_cycles(height, width, max(k, 1))
+        return total
+
+    table = {c: [cost(m, *c) for m in _TYPICAL_ROWS] for c in candidates}
+    best = [min(costs[i] for costs in table.values()) for i in range(len(_TYPICAL_ROWS))]
+    return min(candidates, key=lambda c: sum(x / y for x, y in zip(table[c], best, strict=True)))
 
 
 def tile_cycles(rows: int, vectors: int, k: int) -> float:

@@ -101,12 +101,26 @@ def max_index(f: Function, x: Index, y: Index) -> Index:
     return f.select(f.compare("sgt", a, b), a, b)
 
 
-def tile_rows(f: Function, extent: Index, size: int) -> Tiling[int]:
-    """Cut rows: kinds are numbers of rows. Near-equal tiles, if the extent is known."""
+def tile_rows(f: Function, extent: Index, size: int, is_fused: bool = False) -> Tiling[int]:
+    """Cut rows: kinds are numbers of rows. Near-equal tiles, if the extent is known.
+
+    Args:
+        f: where to emit the arithmetic.
+        extent: how many rows.
+        size: rows of the largest tile.
+        is_fused: whether each kind is code of the kernel's own. Then there are few: what is left
+            over when the extent is not known goes into tiles of powers of two.
+    """
     if isinstance(extent, int):
         return Tiling(f, [Run(count, part, [part]) for part, count in split(extent, size)])
     whole = f.floordiv_index(extent, size)
     rest = f.mod_index(extent, size)
+    if is_fused:
+        runs = [Run(whole, size, [size])]
+        for bit in reversed(range((size - 1).bit_length())):
+            left = f.mod_index(f.floordiv_index(rest, 1 << bit), 2)
+            runs.append(Run(left, 1 << bit, [1 << bit]))
+        return Tiling(f, runs)
     runs = [Run(whole, size, [size])]
     if size > 1:
         left = f.min_index(rest, 1)
