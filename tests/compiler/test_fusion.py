@@ -161,3 +161,17 @@ def test_activations_are_computed_again_behind_products(approximate):
             np.testing.assert_allclose(a, e.numpy(), rtol=1e-9, atol=1e-9)
     assert len(kept[1024]) == 3  # the product, its activation, and the gradient of the product
     assert len(kept[8]) > 3
+
+
+def test_what_many_rows_share_is_computed_once():
+    """A root for each channel, not for each element; of few rows it stays where it is used."""
+
+    def program(x, variance):
+        return x * ndl.rsqrt(variance)
+
+    def stored(rows):
+        args = (ndl.asarray(np.ones(shape)) for shape in ((rows, 8), (8,)))
+        return {p.value.node.op.name for g in _groups_of(program, *args) for p in g.pieces}
+
+    assert stored(100) == {"rsqrt", "multiply"}
+    assert stored(10) == {"multiply"}

@@ -14,6 +14,8 @@ from needle.ops.record import Kind
 
 #: Nodes in one expression before an intermediate value is stored.
 LONGEST = 60
+#: Rows for so many of which even one op is rather computed once.
+MANY_ROWS = 64
 #: Nodes in an expression that is rather computed again than kept for kernels that can only run
 #: later, if the value has so many bytes: to write and read an element of what does not fit into
 #: caches takes as long as one or two exponentials.
@@ -58,7 +60,10 @@ def stored_values(graph: Graph) -> set[Value]:
             if is_stored(value) or moves_elements(node):
                 continue
             is_stretched = value.size * 2 <= widest[value]
-            if cost > LONGEST or (cost > 1 and is_stretched):
+            # What varies along the last axis is computed for each row, whatever it costs.
+            is_row = value.ndim > 0 and 1 < value.shape[-1] == value.size
+            repeats = cost > 0 and is_row and value.size * MANY_ROWS <= widest[value]
+            if cost > LONGEST or (cost > 1 and is_stretched) or repeats:
                 stored.add(value)
             elif cost > 1 and uses[value] > 1:
                 # Used late: from one array that is kept in its place, it is computed again.
