@@ -65,9 +65,9 @@ class Leaves:
                 f"{name}: the function must return carried values of the structure that it takes, "
                 f"{own}; it returns {structure}"
             )
-        labels = leaf_names("carry", self.tree())
-        for label, before, after in zip(labels, self.leaves, leaves, strict=True):
+        for i, (before, after) in enumerate(zip(self.leaves, leaves, strict=True)):
             if _kind(before) != _kind(after):
+                label = leaf_names("carry", self.tree())[i]
                 raise ShapeError(
                     f"{name}: the carried values must keep their shapes and dtypes: {label} is "
                     f"{_text(before)} at first, and {_text(after)} after a turn; begin with what "

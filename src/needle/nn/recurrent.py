@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from needle.creation import zeros
-from needle.errors import ArgumentError, ShapeError
+from needle.config import modes
+from needle.control import scan
+from needle.creation import arange, zeros
+from needle.dtypes import is_integer
+from needle.errors import ArgumentError, DTypeError, ShapeError
 from needle.nn import functional as F, init
 from needle.nn.arguments import as_extent, as_probability
 from needle.nn.module import Module
@@ -21,6 +24,8 @@ from needle.nn.recurrent_cell import (
     lstm_step,
     rnn_step,
 )
+from needle.ops.checks import expect_range
+from needle.ops.comparison import where
 from needle.ops.contraction import linear
 from needle.ops.engine import as_tensor
 from needle.ops.joining import concat, stack
@@ -37,7 +42,12 @@ class _Recurrent(Module):
     """What recurrent networks share: layers, directions, and the way through time.
 
     The product of the inputs with their weights is taken once for all times; only that of the
-    hidden state is left to the steps.
+    hidden state is left to the steps, which are a `scan`: a compiled program holds a step once.
+
+    Sequences of different lengths are padded to the longest and passed with their ``lengths``. A
+    result is then what each sequence alone would give, and the values in the padding play no part:
+    what PyTorch's ``pack_padded_sequence`` and ``pad_packed_sequence`` are for. The steps of the
+    padding are computed, and dropped.
 
     Args:
         input_size: extent of the input's last axis.
@@ -106,11 +116,11 @@ class _Recurrent(Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self._directions]
 
-    def _over_time(self, x: Tensor) -> Sequence[Any]:
-        """Return what `_step` takes of the input's contributions [time, …], for each time."""
-        return unstack(x)
+    def _over_time(self, x: Tensor) -> Parts:
+        """Return what `_step` takes slices of, from the input's contributions [time, …]."""
+        return (x,)
 
-    def _step(self, x: Any, h: Tensor, state: Parts) -> Parts:
+    def _step(self, x: Parts, h: Tensor, state: Parts) -> Parts:
         """Return the next state from what input and hidden state contribute to the gates."""
         raise NotImplementedError(f"{type(self).__name__} has no _step()")
 
@@ -118,7 +128,7 @@ class _Recurrent(Module):
         """Return a given initial state as its parts, each of ``shape``."""
         return (expect_state(state, shape, meaning),)
 
-    def _run(self, x: Tensor, given: Any) -> tuple[Tensor, Parts]:
+    def _run(self, x: Tensor, given: Any, lengths: Any) -> tuple[Tensor, Parts]:
         """Return the results at all times and the parts of the last state."""
         x = as_tensor(x)
         layout = "[batch, time, input_size]" if self.batch_first else "[time, batch, input_size]"
@@ -133,10 +143,31 @@ class _Recurrent(Module):
         if x.shape[0] == 0:
             raise ShapeError(f"the sequence is empty: the time axis of {layout} has extent 0")
         first = self._first_state(x, given, is_single)
-        y, last = self._through_layers(x, first)
+        alive = None
+        if lengths is not None:
+            alive = self._alive(x, lengths, is_single)
+            x = where(alive, x, as_tensor(0, x.dtype))  # whatever stands there, NaN included
+        y, last = self._through_layers(x, first, alive)
         if is_single:
             return y.squeeze(1), tuple(part.squeeze(1) for part in last)
         return (y.permute_dims((1, 0, 2)) if self.batch_first else y), last
+
+    def _alive(self, x: Tensor, lengths: Any, is_single: bool) -> Tensor:
+        """Return which elements of [time, batch, 1] belong to sequences of the given lengths."""
+        time, batch = x.shape[:2]
+        if is_single:
+            raise ArgumentError("lengths are for batches; cut a single sequence to its length")
+        ends = as_tensor(lengths)
+        if not is_integer(ends.dtype):
+            raise DTypeError(f"lengths must be integers, got {ends.dtype.name}")
+        if ends.shape != (batch,):
+            raise ShapeError(
+                f"expected a length for each of the {batch} sequences of the batch, "
+                f"got lengths of shape {list(ends.shape)}"
+            )
+        message = f"length {{value}}{{where}}, of sequences padded to {time}; {{valid}}"
+        ends = expect_range(ends.astype("int64", copy=False), 0, time + 1, message)
+        return (arange(time, device=x.device).expand_dims(1) < ends).expand_dims(2)
 
     def _first_state(self, x: Tensor, given: Any, is_single: bool) -> list[Parts]:
         """Return the initial state of each layer and direction."""
@@ -151,23 +182,28 @@ class _Recurrent(Module):
         parts = self._as_parts(given, expected, meaning)
         return list(zip(*(unstack(part.reshape(shape)) for part in parts), strict=True))
 
-    def _through_layers(self, x: Tensor, first: list[Parts]) -> tuple[Tensor, Parts]:
+    def _through_layers(
+        self, x: Tensor, first: list[Parts], alive: Tensor | None
+    ) -> tuple[Tensor, Parts]:
         last: list[Parts] = []
         for layer in range(self.num_layers):
             if layer and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
             results = []
             for direction, suffix in enumerate(self._suffixes(layer)):
-                y, state = self._through_time(x, first[len(last)], suffix, direction == 1)
+                y, state = self._through_time(x, first[len(last)], suffix, direction == 1, alive)
                 results.append(y)
                 last.append(state)
             x = concat(results, axis=-1) if len(results) > 1 else results[0]
         return x, tuple(stack(part) for part in zip(*last, strict=True))
 
     def _through_time(
-        self, x: Tensor, state: Parts, suffix: str, is_backwards: bool
+        self, x: Tensor, state: Parts, suffix: str, is_backwards: bool, alive: Tensor | None
     ) -> tuple[Tensor, Parts]:
-        """Run one layer in one direction over [time, batch, inputs]."""
+        """Run one layer in one direction over [time, batch, inputs].
+
+        Where sequences have ended (or, backwards, not yet begun), their state stays as it is.
+        """
         weight_ih: Tensor = getattr(self, f"weight_ih_{suffix}")
         weight_hh: Tensor = getattr(self, f"weight_hh_{suffix}")
         bias_ih: Tensor | None = getattr(self, f"bias_ih_{suffix}", None)
@@ -175,12 +211,21 @@ class _Recurrent(Module):
         if self._sums_contributions and bias_ih is not None and bias_hh is not None:
             # Where both are added to the same sum, one addition for all times is enough.
             bias_ih, bias_hh = bias_ih + bias_hh, None
-        steps = self._over_time(linear(x, weight_ih, bias_ih))
-        results: list[Tensor] = []
-        for step in reversed(steps) if is_backwards else steps:
-            state = self._step(step, linear(state[0], weight_hh, bias_hh), state)
-            results.append(state[0])
-        return stack(results[::-1] if is_backwards else results), state
+        slices = self._over_time(linear(x, weight_ih, bias_ih))
+
+        def step(state: Parts, x: Parts) -> tuple[Parts, Tensor]:
+            new = self._step(x, linear(state[0], weight_hh, bias_hh), state)
+            return new, new[0]
+
+        def step_alive(state: Parts, slices: Parts) -> tuple[Parts, Tensor]:
+            *x, lives = slices
+            new, y = step(state, tuple(x))
+            kept = tuple(where(lives, n, s) for n, s in zip(new, state, strict=True))
+            return kept, where(lives, y, as_tensor(0, y.dtype))
+
+        if alive is None:
+            return _repeat(step, state, slices, is_backwards)
+        return _repeat(step_alive, state, (*slices, alive), is_backwards)
 
     def extra_repr(self) -> str:
         """Return the sizes and what is not as usual."""
@@ -193,6 +238,25 @@ class _Recurrent(Module):
         }
         shown = [f"{k}={v}" for k, (v, usual) in settings.items() if v != usual]
         return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
+
+
+def _repeat(
+    step: Callable[[Parts, Parts], tuple[Parts, Tensor]],
+    state: Parts,
+    slices: Parts,
+    is_backwards: bool,
+) -> tuple[Tensor, Parts]:
+    """Return the results of a step for each of the slices, and the last state."""
+    if modes.state.trace is not None:
+        state, y = scan(step, state, slices, reverse=is_backwards)
+        return y, state
+    # Without what a scan checks in each turn, which would cost a third of a small network's step.
+    rows = list(zip(*map(unstack, slices), strict=True))
+    results = []
+    for row in reversed(rows) if is_backwards else rows:
+        state, result = step(state, row)
+        results.append(result)
+    return stack(results[::-1] if is_backwards else results), state
 
 
 class RNN(_Recurrent):
@@ -253,10 +317,12 @@ class RNN(_Recurrent):
             generator=generator,
         )
 
-    def _step(self, x: Tensor, h: Tensor, state: Parts) -> Parts:
-        return (rnn_step(x, h, self.nonlinearity),)
+    def _step(self, x: Parts, h: Tensor, state: Parts) -> Parts:
+        return (rnn_step(x[0], h, self.nonlinearity),)
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, h: Tensor | None = None, *, lengths: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Run over time.
 
         Args:
@@ -264,15 +330,18 @@ class RNN(_Recurrent):
                 [time, input_size].
             h: initial hidden state, [num_layers · directions, batch, hidden_size], without the
                 batch if ``x`` has none; zeros if not given.
+            lengths: for each sequence of the batch how long it is; what lies behind is padding.
 
         Returns:
             The last layer's hidden states at all times, laid out as ``x``, with
-            ``directions · hidden_size`` as last axis; and each layer's last hidden state.
+            ``directions · hidden_size`` as last axis, zero in the padding; and each layer's last
+            hidden state, for each sequence that at its own end.
 
         Raises:
             ShapeError: the shapes do not fit.
+            OutOfRangeError: a length is negative, or larger than the time axis.
         """
-        y, (last,) = self._run(x, h)
+        y, (last,) = self._run(x, h, lengths)
         return y, last
 
 
@@ -305,14 +374,15 @@ class GRU(_Recurrent):
     _gates = 3
     _sums_contributions = False
 
-    def _over_time(self, x: Tensor) -> Sequence[Any]:
-        gates = unstack(x.reshape(*x.shape[:2], 3, self.hidden_size), axis=2)
-        return list(zip(*map(unstack, gates), strict=True))
+    def _over_time(self, x: Tensor) -> Parts:
+        return unstack(x.reshape(*x.shape[:2], 3, self.hidden_size), axis=2)
 
-    def _step(self, x: Sequence[Tensor], h: Tensor, state: Parts) -> Parts:
+    def _step(self, x: Parts, h: Tensor, state: Parts) -> Parts:
         return (gru_step(x, h, state[0]),)
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, h: Tensor | None = None, *, lengths: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """Run over time.
 
         Args:
@@ -320,15 +390,18 @@ class GRU(_Recurrent):
                 [time, input_size].
             h: initial hidden state, [num_layers · directions, batch, hidden_size], without the
                 batch if ``x`` has none; zeros if not given.
+            lengths: for each sequence of the batch how long it is; what lies behind is padding.
 
         Returns:
             The last layer's hidden states at all times, laid out as ``x``, with
-            ``directions · hidden_size`` as last axis; and each layer's last hidden state.
+            ``directions · hidden_size`` as last axis, zero in the padding; and each layer's last
+            hidden state, for each sequence that at its own end.
 
         Raises:
             ShapeError: the shapes do not fit.
+            OutOfRangeError: a length is negative, or larger than the time axis.
         """
-        y, (last,) = self._run(x, h)
+        y, (last,) = self._run(x, h, lengths)
         return y, last
 
 
@@ -361,13 +434,15 @@ class LSTM(_Recurrent):
     _gates = 4
     _parts = ("hidden state", "cell")
 
-    def _step(self, x: Tensor, h: Tensor, state: Parts) -> Parts:
-        return lstm_step(x, h, state[1])
+    def _step(self, x: Parts, h: Tensor, state: Parts) -> Parts:
+        return lstm_step(x[0], h, state[1])
 
     def _as_parts(self, state: Any, shape: Shape, meaning: str) -> Parts:
         return expect_lstm_state(state, shape, meaning)
 
-    def forward(self, x: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
+    def forward(
+        self, x: Tensor, state: LSTMState | None = None, *, lengths: Any = None
+    ) -> tuple[Tensor, LSTMState]:
         """Run over time.
 
         Args:
@@ -375,14 +450,17 @@ class LSTM(_Recurrent):
                 [time, input_size].
             state: initial hidden state and cell, each [num_layers · directions, batch,
                 hidden_size], without the batch if ``x`` has none; zeros if not given.
+            lengths: for each sequence of the batch how long it is; what lies behind is padding.
 
         Returns:
             The last layer's hidden states at all times, laid out as ``x``, with
-            ``directions · hidden_size`` as last axis; and each layer's last hidden state and cell.
+            ``directions · hidden_size`` as last axis, zero in the padding; and each layer's last
+            hidden state and cell, for each sequence those at its own end.
 
         Raises:
             ShapeError: the shapes do not fit.
+            OutOfRangeError: a length is negative, or larger than the time axis.
             ArgumentTypeError: the state is no pair.
         """
-        y, (h, c) = self._run(x, state)
+        y, (h, c) = self._run(x, state, lengths)
         return y, (h, c)
