@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from needle.graph.ir import Graph, Node, Value, keep, sort
 from needle.graph.rewrite import apply, constant, number_of
+from needle.ops.contraction import matmul
 from needle.ops.control import LOOP, SWITCH, split_loop
-from needle.ops.movement import reshape
+from needle.ops.movement import permute_dims, reshape
 from needle.ops.record import Kind
 
 #: A value from outside, and the value inside of a graph that stands for it.
@@ -251,6 +252,7 @@ class _Loop:
                 return value.constant is not None or value in given
             return same.get(value.node, number_of(value) is not None)
 
+        turned = _turned_factors(self.body) if self.node.attrs["length"] != 1 else set()
         for node in self.body.nodes:
             # An op that may fail must not run where no turn does.
             same[node] = (
@@ -276,7 +278,7 @@ class _Loop:
             if node is None or value in seen or not same.get(node, False):
                 return
             seen.add(value)
-            if _is_worth_keeping(node, value):
+            if value in turned or _is_worth_keeping(node, value):
                 inside = Value(value.spec, name=value.name)
                 outside[inside] = outer(value)
                 moved.append((outside[inside], inside))
@@ -303,6 +305,18 @@ class _Loop:
         test.inputs = [self.test.inputs[j] for j in live]
         test.inputs += [inside for _, inside in others]
         return test, others
+
+
+def _turned_factors(graph: Graph) -> set[Value]:
+    """Return the transposed second factors of products: each would turn them round for itself, at
+    the cost of the copy that one can make for all turns."""
+    return {
+        value
+        for node in graph.nodes
+        if node.op is matmul.op
+        for value in node.inputs[1:]
+        if value.node is not None and value.node.op is permute_dims.op
+    }
 
 
 def _is_worth_keeping(node: Node, value: Value) -> bool:
