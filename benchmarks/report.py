@@ -87,7 +87,8 @@ def page(chapters: dict[str, list[Row]], products: list[Row], facts: dict[str, A
         conditions_as_text(facts),
     ]
     for title, rows in chapters.items():
-        parts += [f"## {title}", as_markdown(rows, copy_rate=facts["copy GB/s"])]
+        if rows:
+            parts += [f"## {title}", as_markdown(rows, copy_rate=facts["copy GB/s"])]
     if products:
         parts += [
             "## Matrix products",

@@ -53,8 +53,9 @@ def test_parameters_of_a_module() -> None:
             (f(x) ** 2).sum().backward()
         results.append([p.grad.numpy() for p in model.parameters()])
         results[-1].append(model[1].running_mean.numpy().copy())
+    # Of a bias ahead of a normalisation the gradient is nothing but rounding.
     for a, b in zip(*results, strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_chain_goes_on_outside() -> None:

@@ -123,7 +123,9 @@ class Checked:
         inputs = [held[v] if v.constant is None else v.constant for v in node.inputs]
         expected = run_node(node, inputs)
         scale = _scale(node, inputs)
-        by_largest = node.op.kind in _SUMS or node.op.decompose is not None
+        by_largest = (
+            node.op.kind in _SUMS or node.op.kind is Kind.CONTROL or node.op.decompose is not None
+        )
         for a, e in zip(actual, expected, strict=True):
             found = difference(a, e, by_largest, scale)
             if found.ulp <= _allowed(node, inputs, e):
@@ -154,13 +156,21 @@ def _nudge(array: Array, rng: np.random.Generator) -> Array:
 def _allowed(node: Node, inputs: Sequence[Array], result: Array) -> float:
     if not is_float(result.dtype) or node.op.kind in _EXACT:
         return 0.0
-    if node.op.kind is Kind.CONTROL:  # many ops at once
-        return ALLOWED_AT_THE_END / _epsilon(result)
+    if node.op.kind is Kind.CONTROL:  # many ops at once, one after the other
+        return min(ALLOWED * _ops_in(node), ALLOWED_AT_THE_END / _epsilon(result))
     if node.op.kind not in _SUMS:
         return ALLOWED
     # The rounding errors of a sum of n grow like √n.
     terms = max((a.size for a in inputs), default=1) / max(result.size, 1)
     return ALLOWED * max(1.0, math.sqrt(terms))
+
+
+def _ops_in(node: Node) -> int:
+    """Return how many ops a loop or a switch runs, at most."""
+    turns = node.attrs.get("length") or 1
+    graphs = [graph for _, graph in node.graphs()]
+    inside = sum(_ops_in(n) if any(n.graphs()) else 1 for graph in graphs for n in graph.nodes)
+    return max(int(turns) * inside, 1)
 
 
 def _epsilon(array: Array) -> float:

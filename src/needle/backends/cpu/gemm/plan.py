@@ -128,7 +128,7 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         return _dot_plan(spec, target, threads)
     if turns_b(spec):
         return _turned_plan(spec, target, threads)
-    if spec.m is None and spec.n is not None and spec.k is not None:
+    if spec.m is None and None not in (spec.n, spec.k, spec.b.row):
         return _plan_of_any_rows(spec, target)
     rows, vectors = choose_tile(spec.m, spec.n, spec.k, lanes, target)
     blocking = None
