@@ -160,6 +160,20 @@ def test_product_takes_in_what_its_epilogue_reads() -> None:
     agree(function, x, y)
 
 
+def test_an_index_that_is_one_for_all_lanes_stands_where_each_lane_has_its_own() -> None:
+    """Places of a constant are asked for at indices that are loaded, a vector at a time."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4), dtype=np.float32)
+    index = np.array([[2, 3], [0, 0], [2, 3]])
+
+    def function(x: Any, index: Any) -> list[Any]:
+        columns = x[:, ndl.broadcast_to(ndl.asarray(0), (2,))]
+        twice = ndl.broadcast_to(columns.reshape(1, 6), (2, 6)).reshape(3, 4)
+        return [ndl.take_along_axis(twice, index, axis=1), index.astype("float32") + 1]
+
+    agree(function, x, index)
+
+
 def test_product_does_not_take_in_what_it_reads_itself() -> None:
     def function(x: Any) -> list[Any]:
         z = ndl.exp(x)

@@ -256,7 +256,10 @@ class Emitter:
             conditions.append(self.mask)
             level = self.top
         offset = ix.ravel(access.at, access.value.shape)
-        place = self.lane_indices(offset) if bad.lanes else self._as_cell(self.scalar(offset))
+        place = self.lane_indices(offset) if bad.lanes else self.cell_of(offset)
+        if place.operand.lanes and not bad.lanes:  # what is bad is so in the first lane, too
+            with self.at(place.level):
+                place = Cell(f.extract(place.operand, 0), place.level)
         level = max(level, place.level)
         with self.at(level):
             lanes = max((c.lanes for c in conditions), default=0)
