@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 import needle as ndl
-from needle.ops.record import Op
+from needle.ops.record import REGISTRY, Op
 from needle.testing import assert_close, cases_under_test, ops_under_test
 
 OPS = ops_under_test()
@@ -86,3 +86,12 @@ def test_primitive_names_its_inputs(entry):
         assert name in entry.inputs
         for parameter in inspect.signature(rule).parameters.values():
             assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD, f"rule for {name}"
+
+
+def test_attributes_are_no_inputs() -> None:
+    """Not even if a record's `infer` takes any of them."""
+    for op in REGISTRY.values():
+        if isinstance(op, Op):
+            taken = inspect.signature(op.infer).parameters.values()
+            rest = {p.name for p in taken if p.kind is p.VAR_KEYWORD}
+            assert rest.isdisjoint(op.inputs), op.name

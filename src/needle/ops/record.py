@@ -391,7 +391,8 @@ def op(
 
     def decorate(function: Callable[P, R]) -> OpFunction[P, R]:
         parameters = inspect.signature(infer).parameters.values()
-        positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+        positional = [p for p in parameters if p.kind not in named]
         record = Op(
             name=function.__name__,
             function=function,
