@@ -133,6 +133,23 @@ def test_importing_needle_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_generates_code_is_imported_when_code_is_generated() -> None:
+    """Half of the modules make kernels; a program read from the cache asks for none of them."""
+    code = (
+        "import sys, numpy, needle\n"
+        "names = {'program', 'emit', 'gemm', 'conv', 'attention'}\n"
+        "def show(): print(sorted(n for n in names if f'needle.backends.cpu.{n}' in sys.modules))\n"
+        "show(); f = needle.compile(lambda x: x * 2); f(numpy.ones(3, numpy.float32)); show()"
+    )
+    lines = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        lines.append(done.stdout.splitlines())
+    assert lines[0][0] == lines[1][0] == lines[1][1] == "[]"
+
+
 def test_no_peer_is_imported_by_the_package() -> None:
     peers = {"torch", "jax", "tensorflow", "onnxruntime", "sklearn", "scipy"}
     for path in FILES:

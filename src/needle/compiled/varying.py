@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from needle.backends import cpu
 from needle.backends.cpu.threads import get_num_threads
-from needle.backends.cpu.varying import VaryingProgram, build_varying
 from needle.compiled.dim import Dim, extent_of, generalise
 from needle.compiled.executable import Executable, build
 from needle.compiled.specialization import Specialization
@@ -30,6 +30,9 @@ from needle.graph.finish import number_source
 from needle.graph.ir import Graph, Node, Value, everywhere
 from needle.graph.traced import Source, Traced
 from needle.shapes import Shape
+
+if TYPE_CHECKING:
+    from needle.backends.cpu.varying import VaryingProgram
 
 #: How many programs there may be for one signature, where what the function asks about the extent
 #: has different answers; and how often it is tried in vain.
@@ -58,7 +61,7 @@ class Family:
             backward.graph = everywhere(backward.graph, _by_parts)
         self._add_numbers()
         self._threads = get_num_threads()
-        self.program = build_varying(traced.graph, self._threads)
+        self.program = cpu.build_varying(traced.graph, self._threads)
         self._backward: VaryingProgram | VariesError | None = None
         self._lock = threading.RLock()
         #: What was made for each signature, the oldest first.
@@ -98,12 +101,12 @@ class Family:
         with self._lock:
             if self._backward is None:
                 try:
-                    self._backward = build_varying(graph, self._threads)
+                    self._backward = cpu.build_varying(graph, self._threads)
                 except NeedleError as error:
                     self._backward = VariesError(error.message)
-        if isinstance(self._backward, VaryingProgram):
-            return self._backward.at(extent)
-        return build(_graph_at(graph, extent))
+        if isinstance(self._backward, VariesError):
+            return build(_graph_at(graph, extent))
+        return self._backward.at(extent)
 
 
 def _by_parts(graph: Graph) -> Graph:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from needle.backends.cpu.executable import Executable
+    from needle.backends.cpu.varying import VaryingProgram
     from needle.graph.ir import Graph
 
 
@@ -24,3 +25,18 @@ def build(graph: Graph, threads: int = 1) -> Executable:
     from needle.backends.cpu.executable import build as build_executable
 
     return build_executable(graph, threads)
+
+
+def build_varying(graph: Graph, threads: int = 1) -> VaryingProgram:
+    """Return ``graph``, with an `Extent` in its shapes, as native code for any value of it.
+
+    Args:
+        graph: what was traced.
+        threads: as for `build`.
+
+    Raises:
+        VariesError: the graph cannot be compiled that way; the message says what is in the way.
+    """
+    from needle.backends.cpu.varying import build_varying as build_program
+
+    return build_program(graph, threads)

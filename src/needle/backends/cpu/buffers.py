@@ -15,8 +15,8 @@ import numpy as np
 
 from needle import dtypes
 from needle.arrays import aligned
-from needle.backends.cpu.kernel import ROWS_WORD, STATUS_WORDS
 from needle.backends.cpu.recipe import Recipe
+from needle.backends.cpu.status import ROWS_WORD, STATUS_WORDS
 from needle.ops.samples import Array
 
 

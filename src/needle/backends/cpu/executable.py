@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -14,17 +14,18 @@ from needle.backends.cpu import arguments, cache, jit
 from needle.backends.cpu.arguments import DONE
 from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
 from needle.backends.cpu.fault import Fault
-from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.stamps import stamp_buffer, stamp_times
 from needle.backends.cpu.target import Target, host
-from needle.compiler import pipeline
 from needle.compiler.fingerprint import fingerprint
 from needle.errors import CompileError, OutOfRangeError
 from needle.graph.ir import Graph
 from needle.ops.record import REGISTRY, Op
 from needle.ops.samples import Array
 from needle.shapes import Spec
+
+if TYPE_CHECKING:
+    from needle.backends.cpu.program import Program
 
 #: Runs executables in their place while a profile is taken; see `record_with`.
 _recorder: Recorder | None = None
@@ -95,12 +96,10 @@ class Executable:
 
         It is made anew, kernel for kernel the same, since programs are not kept in the cache.
         """
-        source = self.source
-        graph = pipeline.run(source.graph)
-        program = Program(graph, source.threads, source.target, is_stamped=True)
+        program = self.source.program(is_stamped=True)
         code = jit.compile_objects(program.module)
         recipe = Recipe.of(program)
-        return Executable(recipe, code, source, len(program.kernels) + 1), [program]
+        return Executable(recipe, code, self.source, len(program.kernels) + 1), [program]
 
     def last_stamps(self) -> list[int]:
         """Return the times, in nanoseconds, that the call that ended last has noted."""
@@ -158,6 +157,15 @@ class Source:
     threads: int
     target: Target
 
+    def program(self, *, is_stamped: bool = False) -> Program:
+        """Return it as kernels, once the passes have run."""
+        # Here, since code that is read from the cache needs none of what generates it.
+        from needle.backends.cpu.program import Program
+        from needle.compiler import pipeline
+
+        graph = pipeline.run(self.graph)
+        return Program(graph, self.threads, self.target, is_stamped=is_stamped)
+
     def key(self) -> str:
         """Return the key of its code in the cache."""
         return cache.key(fingerprint(self.graph), repr(self.target), str(self.threads))
@@ -204,7 +212,7 @@ def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Execu
     """
     target = target or host()
     source = Source(graph, threads, target)
-    recipe, code = compiled(source.key(), lambda: Program(pipeline.run(graph), threads, target))
+    recipe, code = compiled(source.key(), source.program)
     return Executable(recipe, code, source)
 
 

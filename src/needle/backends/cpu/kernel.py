@@ -16,14 +16,10 @@ from needle.backends.cpu.emit import Emitter
 from needle.backends.cpu.fault import Fault
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.operands import Index, Operand
+from needle.backends.cpu.status import LOCK_WORD, ROWS_WORD, TASKS_WORD
 from needle.backends.cpu.vector_math import MathFunction
 from needle.compiler.rows import affine_in, rows_in
 from needle.graph.ir import Value
-
-#: Words of the status: the number of the fault, the place and the value of what is bad; the rows of
-#: this call, and into how many tasks they are split.
-STATUS_WORDS = 6
-ROWS_WORD, TASKS_WORD, LOCK_WORD = 3, 4, 5
 
 
 class Location(NamedTuple):

@@ -20,10 +20,11 @@ from needle.backends.cpu.gemm import (
 from needle.backends.cpu.gemm.pair_tile import round_sums
 from needle.backends.cpu.gemm.spec import Extent
 from needle.backends.cpu.gemm.varying import emit_sizes
-from needle.backends.cpu.kernel import TASKS_WORD, KernelFunction
+from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.operands import Index, Operand
+from needle.backends.cpu.status import TASKS_WORD
 from needle.backends.cpu.target import Target
 from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group

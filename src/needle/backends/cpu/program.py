@@ -13,7 +13,7 @@ from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.control import Surroundings
 from needle.backends.cpu.fault import Fault
-from needle.backends.cpu.kernel import ROWS_WORD, TASKS_WORD, KernelFunction, Location
+from needle.backends.cpu.kernel import KernelFunction, Location
 from needle.backends.cpu.layout import lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.loops import BY_ROWS
@@ -21,6 +21,7 @@ from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.operands import Index, Operand
 from needle.backends.cpu.stamps import stamper
+from needle.backends.cpu.status import ROWS_WORD, TASKS_WORD
 from needle.backends.cpu.target import Target, host
 from needle.compiler.fusion import Fusion, Group
 from needle.compiler.inner import prepare_inner

@@ -19,8 +19,8 @@ from needle.backends.cpu import cache, jit
 from needle.backends.cpu.arguments import address
 from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
 from needle.backends.cpu.executable import compiled, exception_of
-from needle.backends.cpu.kernel import TASKS_WORD
 from needle.backends.cpu.program import Program
+from needle.backends.cpu.status import TASKS_WORD
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.compiler import pipeline

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from needle.arrays import maker
 from needle.backends.cpu import arguments, cache, jit
 from needle.backends.cpu.buffers import has_copies
 from needle.backends.cpu.executable import Call, Executable, Source, compiled, exception_of
-from needle.backends.cpu.kernel import TASKS_WORD
-from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Output, Recipe
+from needle.backends.cpu.status import TASKS_WORD
 from needle.backends.cpu.target import host
-from needle.compiler import pipeline
 from needle.compiler.fingerprint import fingerprint
 from needle.compiler.rows import MARKS, VariesError, actual, marked
 from needle.graph.ir import Graph
 from needle.ops.samples import Array
 from needle.shapes import Spec
+
+if TYPE_CHECKING:
+    from needle.backends.cpu.program import Program
 
 #: Extents for which each table keeps a function that checks arrays.
 MOST_EXTENTS = 256
@@ -43,6 +45,9 @@ class VaryingSource(Source):
         Raises:
             VariesError: they differ: the extent was taken for a number somewhere.
         """
+        from needle.backends.cpu.program import Program
+        from needle.compiler import pipeline
+
         graphs = [pipeline.run(marked(self.graph, mark)) for mark in MARKS]
         programs = [
             Program(g, self.threads, self.target, is_stamped=is_stamped, mark=mark)
