@@ -148,6 +148,16 @@ def test_what_cancels_inside_of_a_compound_op_is_judged_by_its_parts() -> None:
         assert_near(expected[0] + np.float32(1e-3), expected[0], tried, "wrong")
 
 
+def test_compound_ops_are_taken_apart_where_others_vanish() -> None:
+    """As many ops as before do not say that they are the same."""
+
+    def function(x: Any) -> list[Any]:
+        ndl.exp(x)  # not used
+        return [ndl.silu(x)]
+
+    agree(function, np.array([-100.0, 1.0], np.float32))
+
+
 def test_product_takes_in_what_its_epilogue_reads() -> None:
     """Values beside a product of one element stand after it, not in its place."""
     x, y = np.ones(1, np.float32), np.array(0.5)

@@ -199,7 +199,9 @@ def _untake_along_axis(g: Array, indices: Array, *, extent: int, axis: int) -> A
         raise DTypeError("untake_along_axis: bools do not add; convert with astype()")
     shape = (*g.shape[:axis], extent, *g.shape[axis + 1 :])
     _check_along(indices, shape, axis)
-    values, places = np.moveaxis(g, axis, -1), np.moveaxis(indices, axis, -1)
+    # Checked, so they fit; NumPy makes floats of unsigned and signed integers together.
+    places = np.moveaxis(indices, axis, -1).astype(np.int64, copy=False)
+    values = np.moveaxis(g, axis, -1)
     lines = math.prod(values.shape[:-1])
     first = (np.arange(lines) * extent).reshape((*values.shape[:-1], 1))
     flat = np.where(places < 0, places + extent, places) + first
