@@ -237,6 +237,17 @@ def test_a_transposed_product_is_a_product_of_transposed_operands():
     assert len(Rewriter(PRODUCTS)(Graph([a, b], sort([turned]), [turned])).nodes) == 2
 
 
+def test_a_product_that_is_transposed_twice_is_the_product():
+    """What a rule has made is read by whoever read what was there before."""
+    a, b = (Value(Spec(shape, np.dtype(np.float32))) for shape in ((3, 4), (4, 5)))
+    once = apply(permute_dims.op, (apply(matmul.op, (a, b), {}),), {"axes": (1, 0)})
+    twice = apply(permute_dims.op, (once,), {"axes": (1, 0)})
+    rewritten = Rewriter([*PRODUCTS, *MOVEMENT])(Graph([a, b], sort([twice]), [twice]))
+    assert [n.op.name for n in rewritten.nodes] == ["matmul"]
+    both = Rewriter([*PRODUCTS, *MOVEMENT])(Graph([a, b], sort([twice, once]), [twice, once]))
+    assert [n.op.name for n in both.nodes].count("matmul") == 1, "computed twice"
+
+
 @pytest.mark.parametrize("indices", [[0, 2, 3], [0, 0], [-2, -1], [2, 9], [], [[0, 1]], [0, -1]])
 def test_indices_that_are_no_slice_are_gathered(indices):
     x = Value(Spec((4, 5), np.dtype(np.float32)))

@@ -202,6 +202,8 @@ def test_mistakes():
         session.run(y)
     with pytest.raises(ShapeError, match=r"'x:0'.*fed with an array of shape \[2, 4\]"):
         session.run(y, {x: np.zeros((2, 4))})
+    with pytest.raises(GraphError, match=r"'x:0'.* is fed twice: once as 'x:0'"):
+        session.run(y, {x: np.zeros((2, 3)), "x:0": np.zeros((2, 3))})
     with pytest.raises(ArgumentTypeError, match="a fetch must be"):
         session.run(3)
     with pytest.raises(GraphError, match="nothing named 'q'"):

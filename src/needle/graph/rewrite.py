@@ -283,7 +283,10 @@ class Rewriter:
                     self._uses[new] = self._uses[old]
             if len(kept.results) != 1:
                 return kept.results
-            return (self.rewrite(kept.result),)
+            rewritten = self.rewrite(kept.result)
+            if rewritten not in self._uses:  # it is new: who read the old value reads this one
+                self._uses[rewritten] = self._uses[kept.result]
+            return (rewritten,)
 
         return graph.rebuild(transform)
 

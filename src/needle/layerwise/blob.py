@@ -16,6 +16,8 @@ class Blob:
 
     Args:
         shape: extents.
+        is_turned: whether axes lie in memory in the opposite order: the last one has the longest
+            stride. So the weight of a product lies as the product reads it.
 
     Attributes:
         lr_mult: factor of the learning rate, for parameters.
@@ -30,9 +32,9 @@ class Blob:
         (np.float32(6.0), (3, 2), 6)
     """
 
-    def __init__(self, *shape: int) -> None:
-        self._data: Array = aligned_zeros(tuple(shape), float32)
-        self._diff: Array | None = None
+    def __init__(self, *shape: int, is_turned: bool = False) -> None:
+        stored = tuple(shape[::-1]) if is_turned else tuple(shape)
+        self._hold(aligned_zeros(stored, float32), is_turned)
         self.lr_mult = 1.0
         self.decay_mult = 1.0
 
@@ -40,8 +42,16 @@ class Blob:
     def of(cls, data: Array) -> Blob:
         """Return a blob whose values lie in an array that somebody else holds, too."""
         blob = cls()
-        blob._data = data
+        blob._hold(data, False)
         return blob
+
+    def _hold(self, stored: Array, is_turned: bool) -> None:
+        """Take an array for the values, with axes in the order of the memory."""
+        #: The values with axes in that order: one array for all that share the blob.
+        self.stored = stored
+        self.is_turned = is_turned
+        self._data = stored.T if is_turned else stored
+        self._diff: Array | None = None
 
     @property
     def data(self) -> Array:
@@ -52,8 +62,16 @@ class Blob:
     def diff(self) -> Array:
         """The gradient; zeros until something is written."""
         if self._diff is None or self._diff.shape != self._data.shape:
-            self._diff = aligned_zeros(self._data.shape, self._data.dtype)
+            self._diff = self.zeros()
         return self._diff
+
+    def zeros(self) -> Array:
+        """Return a new array of zeros that lies in memory as the values do."""
+        return self.as_stored(aligned_zeros(self.stored.shape, self._data.dtype))
+
+    def as_stored(self, array: Array) -> Array:
+        """Return gradient or history with axes in the order of the memory, or the reverse."""
+        return array.T if self.is_turned else array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,15 +116,13 @@ class Blob:
         if shape == self.shape:
             return
         if math.prod(shape) == self.count:
-            self._data = self._data.reshape(shape)
+            self._hold(self._data.reshape(shape), False)
         else:
-            self._data = aligned_zeros(shape, self._data.dtype)
-        self._diff = None
+            self._hold(aligned_zeros(shape, self._data.dtype), False)
 
     def share(self, other: Blob) -> None:
         """Let this blob's values be those of another."""
-        self._data = other._data
-        self._diff = None
+        self._hold(other.stored, other.is_turned)
 
     def __repr__(self) -> str:
         return f"<blob {list(self.shape)}>"
@@ -115,7 +131,7 @@ class Blob:
 class Blobs(list[Blob]):
     """The parameters of a layer."""
 
-    def add_blob(self, *shape: int) -> Blob:
+    def add_blob(self, *shape: int, is_turned: bool = False) -> Blob:
         """Add a parameter of zeros; return it."""
-        self.append(Blob(*shape))
+        self.append(Blob(*shape, is_turned=is_turned))
         return self[-1]

@@ -36,8 +36,8 @@ class _LayerModule(Module):
 
 
 def _parameter(blob: Blob) -> Parameter:
-    parameter = Parameter(blob.data)
-    blob._data = parameter.detach().numpy()
+    parameter = Parameter(np.array(blob.data, order="C"))
+    blob.share(Blob.of(parameter.detach().numpy()))
     return parameter
 
 
@@ -108,6 +108,9 @@ class _FunctionLayer(TensorLayer):
         self.blobs = Blobs(Blob.of(p.detach().numpy()) for p in self.own)
 
     def parameters(self) -> list[Tensor]:
+        return self.own
+
+    def stored(self) -> list[Tensor]:
         return self.own
 
     def compute(self, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:

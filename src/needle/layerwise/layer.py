@@ -143,9 +143,8 @@ def make_layer(spec: LayerSpec, phase: int) -> Layer:
     """
     if spec.make is not None:
         made = spec.make()
-        if made.spec.name != spec.name or made.spec is not spec:
-            made.spec, made.phase = spec, phase
-            made.param_str = str(spec.options.get("param_str", made.param_str))
+        made.spec, made.phase = spec, phase
+        made.param_str = str(spec.options.get("param_str", made.param_str))
         return made
     cls = CATALOGUE.get(spec.type)
     if cls is None:

@@ -96,7 +96,8 @@ class Net:
         self.steps: list[Step] = []
         self._shared: dict[str, Blob] = {}
         self._needs: set[int] = set()
-        self._whole: Whole | None = None
+        #: What runs the net as one compiled function, after `compile`.
+        self.whole: Whole | None = None
         chosen = [s for s in specs if phase in s.phases]
         if data:
             chosen = [_with_data(s, data) for s in chosen]
@@ -107,6 +108,13 @@ class Net:
             seen.add(spec.name)
             self._add(spec, force_backward)
         self._leave_out_what_no_loss_needs(force_backward)
+        #: The blobs that are part of the loss, each with its weight.
+        self.losses = [
+            (blob, weight)
+            for step in self.steps
+            for blob, weight in zip(step.top, step.loss_weight, strict=True)
+            if weight
+        ]
         read = {id(b) for step in self.steps for b in step.bottom}
         self.outputs = [n for n, b in self.blobs.items() if id(b) not in read]
         self.inputs = [
@@ -216,9 +224,9 @@ class Net:
             NeedleError: what a layer says, with its name.
         """
         self._fill(values, "data")
-        if self._whole is not None:
+        if self.whole is not None:
             self._check_whole(start, end, blobs)
-            self._whole.forward()
+            self.whole.forward()
             return {name: self.blobs[name].data for name in self.outputs}
         for step in self._between(start, end):
             with _named(step.layer):
@@ -242,14 +250,12 @@ class Net:
         Returns:
             Gradients by the name of the blob: of the inputs, if they are wanted.
         """
-        for step in self.steps:
-            for blob, weight in zip(step.top, step.loss_weight, strict=True):
-                if weight:
-                    blob.diff[...] = weight
+        for blob, weight in self.losses:
+            blob.diff[...] = weight
         self._fill(values, "diff")
-        if self._whole is not None:
+        if self.whole is not None:
             self._check_whole(start, end, diffs)
-            self._whole.backward()
+            self.whole.backward()
             return {name: self.blobs[name].diff for name in self.inputs if self._is_input(name)}
         for step in reversed(self._between(end, start)):
             if step.needs_backward or values:
@@ -261,12 +267,14 @@ class Net:
     def compile(self) -> Net:
         """Run all layers as one compiled function from now on; return the net.
 
-        Blobs between the layers get no values then, and parts of the net cannot be run.
+        A solver's step on the net is one native call, too: forward, backward and update. Blobs
+        between the layers get no values then, gradients that a step uses up are not kept, and parts
+        of the net cannot be run.
 
         Raises:
             CompileError: a layer computes in NumPy.
         """
-        self._whole = Whole(self)
+        self.whole = Whole(self)
         return self
 
     def _check_whole(self, start: str, end: str, names: Sequence[str]) -> None:
@@ -306,14 +314,11 @@ class Net:
     @property
     def loss(self) -> float:
         """The sum of all losses, of the last forward pass."""
-        return float(
-            sum(
-                weight * float(blob.data.sum())
-                for step in self.steps
-                for blob, weight in zip(step.top, step.loss_weight, strict=True)
-                if weight
-            )
-        )
+        total = 0.0
+        for blob, weight in self.losses:
+            data = blob.data
+            total += weight * float(data.item() if data.size == 1 else data.sum())
+        return total
 
     def clear_param_diffs(self) -> None:
         """Set the gradients of all parameters to 0."""

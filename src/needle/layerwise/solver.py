@@ -13,8 +13,15 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from needle.errors import ArgumentError, CheckpointError
+from needle.layerwise.blob import Blob
+from needle.layerwise.native_step import NativeStep
 from needle.layerwise.net import Net
 from needle.ops.samples import Array
+
+#: A tensor or an array: what update rules compute with.
+Values = Any
+#: The least norm that gradients are divided by.
+TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass
@@ -143,9 +150,8 @@ class Solver:
         #: The outcome of each test, with the step before which it was made.
         self.tests: list[tuple[int, list[dict[str, float]]]] = []
         self.params = net.learnable()
-        self.history = [
-            [np.zeros_like(blob.data) for _ in range(self.history_count)] for blob in self.params
-        ]
+        self.history = [[b.zeros() for _ in range(self.history_count)] for b in self.params]
+        self._native: NativeStep | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -153,13 +159,24 @@ class Solver:
         c = self.config
         return float(c.base_lr * POLICIES[c.lr_policy](c, self.iter))
 
-    def update(self, data: Array, diff: Array, rate: float, history: Sequence[Array]) -> None:
+    def correction(self) -> float:
+        """Return by how much the rule multiplies the learning rate of this step."""
+        return 1.0
+
+    def update(
+        self, xp: Any, data: Values, diff: Values, rate: Values, history: Sequence[Values]
+    ) -> None:
         """Change a parameter in place.
 
+        The rule is written with operators and functions of ``xp`` only, since it runs on NumPy's
+        arrays, or on tensors as a part of a compiled step. What changes between steps is in
+        ``rate``.
+
         Args:
+            xp: ``numpy`` or `needle.ops`.
             data: its values.
             diff: its gradient, with the regularisation.
-            rate: the learning rate, times the parameter's factor.
+            rate: the learning rate, times `correction` and the parameter's factor.
             history: its state, changed in place.
         """
         raise NotImplementedError  # abstract
@@ -168,19 +185,33 @@ class Solver:
         """Take some steps."""
         c = self.config
         for _ in range(count):
-            self.net.clear_param_diffs()
             if self.test_nets and c.test_interval and self.iter % c.test_interval == 0:
                 self.test()
-            total = 0.0
-            for _ in range(c.iter_size):
-                self.net.forward()
-                self.net.backward()
-                total += self.net.loss
-            self.losses.append(total / c.iter_size)
-            self.apply_update()
+            native = self._native_step()
+            self.losses.append(self._step_by_layers() if native is None else native.run())
             self.iter += 1
             if c.snapshot and self.iter % c.snapshot == 0:
                 self.snapshot()
+
+    def _step_by_layers(self) -> float:
+        """Take a step layer by layer; return the loss."""
+        self.net.clear_param_diffs()
+        total = 0.0
+        for _ in range(self.config.iter_size):
+            self.net.forward()
+            self.net.backward()
+            total += self.net.loss
+        self.apply_update()
+        return total / self.config.iter_size
+
+    def _native_step(self) -> NativeStep | None:
+        """Return what steps as one native call: if the net is compiled, and the update ours."""
+        whole = self.net.whole
+        if whole is None or type(self).apply_update is not Solver.apply_update:
+            return None
+        if self._native is None or self._native.whole is not whole:
+            self._native = NativeStep(self, whole)
+        return self._native
 
     def solve(self) -> None:
         """Step until ``max_iter``, and make a snapshot if a prefix says where."""
@@ -189,24 +220,63 @@ class Solver:
         if c.snapshot_prefix and not (c.snapshot and self.iter % c.snapshot == 0):
             self.snapshot()
 
+    def trained(self) -> list[tuple[Blob, list[Array]]]:
+        """Return the parameters that change, with their history."""
+        return [(b, h) for b, h in zip(self.params, self.history, strict=True) if b.lr_mult]
+
+    @property
+    def corrected_rate(self) -> float:
+        """The learning rate of the next step, with the correction of the rule."""
+        return self.learning_rate * self.correction()
+
+    def rates(self) -> Array:
+        """Return the learning rate of each parameter that changes, for the next step."""
+        rate = self.corrected_rate
+        return np.array([rate * b.lr_mult for b in self.params if b.lr_mult], np.float32)
+
+    def signature(self) -> Any:
+        """Return what a compiled step depends on, besides values: a new one compiles anew."""
+        c = self.config
+        return (
+            [(b.lr_mult, b.decay_mult) for b in self.params],
+            *(c.momentum, c.momentum2, c.delta, c.rms_decay, c.iter_size),
+            *(c.weight_decay, c.regularization_type, c.clip_gradients),
+        )
+
+    def directions(
+        self, xp: Any, data: Sequence[Values], diffs: Sequence[Values]
+    ) -> Sequence[Values]:
+        """Return the gradients that updates take: clipped, averaged, with the regularisation.
+
+        Args:
+            xp: ``numpy`` or `needle.ops`.
+            data: the values of each parameter that changes.
+            diffs: the gradient of each.
+        """
+        c = self.config
+        if c.clip_gradients >= 0 and diffs:
+            squares = [xp.sum(diff.astype(np.float64) ** 2) for diff in diffs]
+            norm = xp.sqrt(sum(squares[1:], squares[0]))
+            factor = c.clip_gradients / xp.maximum(norm, max(c.clip_gradients, TINY))
+            diffs = [diff * factor.astype(diff.dtype) for diff in diffs]
+        if c.iter_size > 1:
+            diffs = [diff / c.iter_size for diff in diffs]
+        decays = [c.weight_decay * b.decay_mult for b, _ in self.trained()]
+        is_square = c.regularization_type == "L2"
+        return [
+            diff + decay * (values if is_square else xp.sign(values)) if decay else diff
+            for values, diff, decay in zip(data, diffs, decays, strict=True)
+        ]
+
     def apply_update(self) -> None:
         """Change all parameters by their gradients."""
-        c = self.config
-        trained = [(b, h) for b, h in zip(self.params, self.history, strict=True) if b.lr_mult]
-        if c.clip_gradients >= 0:
-            norm = math.sqrt(sum(float((b.diff.astype(np.float64) ** 2).sum()) for b, _ in trained))
-            if norm > c.clip_gradients:
-                for blob, _ in trained:
-                    blob.diff[...] *= c.clip_gradients / norm
-        rate = self.learning_rate
-        for blob, history in trained:
-            diff = blob.diff
-            if c.iter_size > 1:
-                diff /= c.iter_size
-            decay = c.weight_decay * blob.decay_mult
-            if decay:
-                diff += decay * (blob.data if c.regularization_type == "L2" else np.sign(blob.data))
-            self.update(blob.data, diff, rate * blob.lr_mult, history)
+        trained = self.trained()
+        if not trained:
+            return
+        directions = self.directions(np, [b.data for b, _ in trained], [b.diff for b, _ in trained])
+        for (blob, history), new, rate in zip(trained, directions, self.rates(), strict=True):
+            blob.diff[...] = new
+            self.update(np, blob.data, blob.diff, rate, history)
 
     def test(self) -> list[dict[str, float]]:
         """Return the mean of each output of the test nets, over ``test_iter`` batches."""
@@ -268,44 +338,59 @@ def _texts(config: SolverConfig) -> Mapping[str, str]:
     return {name: json.dumps(value) for name, value in asdict(config).items()}
 
 
-class SGDSolver(Solver):
-    """``h ← momentum · h + rate · g; w ← w − h``."""
+def _rest(fraction: float) -> float:
+    """Return what is left of 1, in float32, as Caffe computes it."""
+    return float(np.float32(1) - np.float32(fraction))
 
-    def update(self, data: Array, diff: Array, rate: float, history: Sequence[Array]) -> None:
+
+class SGDSolver(Solver):
+    """``h ← momentum · h + rate · g; w ← w − h``; without momentum ``h`` stays as it is."""
+
+    def update(
+        self, xp: Any, data: Values, diff: Values, rate: Values, history: Sequence[Values]
+    ) -> None:
         (h,) = history
-        h *= np.float32(self.config.momentum)
-        h += np.float32(rate) * diff
+        if not self.config.momentum:
+            data -= rate * diff
+            return
+        h *= self.config.momentum
+        h += rate * diff
         data -= h
 
 
 class NesterovSolver(Solver):
     """``h' ← momentum · h + rate · g; w ← w − (1 + momentum) · h' + momentum · h``."""
 
-    def update(self, data: Array, diff: Array, rate: float, history: Sequence[Array]) -> None:
-        (h,), momentum = history, np.float32(self.config.momentum)
-        before = h.copy()
-        h *= momentum
-        h += np.float32(rate) * diff
-        data -= (1 + momentum) * h - momentum * before
+    def update(
+        self, xp: Any, data: Values, diff: Values, rate: Values, history: Sequence[Values]
+    ) -> None:
+        (h,), momentum = history, self.config.momentum
+        new = h * momentum + rate * diff
+        data -= (1 + momentum) * new - momentum * h
+        h[...] = new
 
 
 class AdaGradSolver(Solver):
     """``h ← h + g²; w ← w − rate · g / (√h + delta)``."""
 
-    def update(self, data: Array, diff: Array, rate: float, history: Sequence[Array]) -> None:
+    def update(
+        self, xp: Any, data: Values, diff: Values, rate: Values, history: Sequence[Values]
+    ) -> None:
         (h,) = history
         h += diff * diff
-        data -= np.float32(rate) * diff / (np.sqrt(h) + np.float32(self.config.delta))
+        data -= rate * diff / (xp.sqrt(h) + self.config.delta)
 
 
 class RMSPropSolver(Solver):
     """``h ← rms_decay · h + (1 − rms_decay) · g²; w ← w − rate · g / (√h + delta)``."""
 
-    def update(self, data: Array, diff: Array, rate: float, history: Sequence[Array]) -> None:
-        (h,), decay = history, np.float32(self.config.rms_decay)
+    def update(
+        self, xp: Any, data: Values, diff: Values, rate: Values, history: Sequence[Values]
+    ) -> None:
+        (h,), decay = history, self.config.rms_decay
         h *= decay
-        h += (1 - decay) * diff * diff
-        data -= np.float32(rate) * diff / (np.sqrt(h) + np.float32(self.config.delta))
+        h += _rest(decay) * diff * diff
+        data -= rate * diff / (xp.sqrt(h) + self.config.delta)
 
 
 class AdamSolver(Solver):
@@ -316,13 +401,17 @@ class AdamSolver(Solver):
 
     history_count = 2
 
-    def update(self, data: Array, diff: Array, rate: float, history: Sequence[Array]) -> None:
-        m, v = history
+    def correction(self) -> float:
         c, t = self.config, self.iter + 1
-        first, second = np.float32(c.momentum), np.float32(c.momentum2)
-        m *= first
-        m += (1 - first) * diff
-        v *= second
-        v += (1 - second) * diff * diff
-        correction = math.sqrt(1 - c.momentum2**t) / (1 - c.momentum**t)
-        data -= np.float32(rate * correction) * m / (np.sqrt(v) + np.float32(c.delta))
+        return math.sqrt(1 - c.momentum2**t) / (1 - c.momentum**t)
+
+    def update(
+        self, xp: Any, data: Values, diff: Values, rate: Values, history: Sequence[Values]
+    ) -> None:
+        m, v = history
+        c = self.config
+        m *= c.momentum
+        m += _rest(c.momentum) * diff
+        v *= c.momentum2
+        v += _rest(c.momentum2) * diff * diff
+        data -= rate * m / (xp.sqrt(v) + c.delta)

@@ -14,6 +14,7 @@ from needle.graph import trace
 from needle.layerwise.blob import Blob
 from needle.layerwise.fillers import fill
 from needle.layerwise.layer import Layer
+from needle.ops import permute_dims
 from needle.shapes import Spec
 from needle.tensor import Tensor, wrap
 
@@ -55,10 +56,21 @@ class TensorLayer(Layer):
         """Return the parameters as tensors, over the memory of the blobs."""
         return [asarray(b.data) for b in self.blobs]
 
-    def add_parameter(self, shape: tuple[int, ...], filler: Any, default: str = "constant") -> Blob:
+    def stored(self) -> list[Tensor]:
+        """Return the parameters as tensors, with axes in the order of the memory."""
+        return [wrap(b.stored) for b in self.blobs]
+
+    def turned(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return what `stored` gives with axes in the order of the blobs, or the reverse."""
+        pairs = zip(tensors, self.blobs, strict=False)
+        return [permute_dims(t, range(t.ndim)[::-1]) if b.is_turned else t for t, b in pairs]
+
+    def add_parameter(
+        self, shape: tuple[int, ...], filler: Any, *, is_turned: bool = False
+    ) -> Blob:
         """Add a parameter and fill it."""
-        blob = self.blobs.add_blob(*shape)
-        fill(blob.data, filler, default)
+        blob = self.blobs.add_blob(*shape, is_turned=is_turned)
+        fill(blob.data, filler)
         return blob
 
     def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:

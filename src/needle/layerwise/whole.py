@@ -14,10 +14,14 @@ from needle.errors import CompileError
 from needle.layerwise.layers.data import Source
 from needle.layerwise.layers.structure import Silence, Split
 from needle.layerwise.tensor_layer import TensorLayer
-from needle.tensor import Tensor
+from needle.tensor import Tensor, wrap
 
 if TYPE_CHECKING:
     from needle.layerwise.net import Net
+
+
+#: For how many shapes of its inputs a net is compiled.
+BUDGET = 16
 
 
 class Whole:
@@ -45,19 +49,26 @@ class Whole:
                     "layer by layer"
                 )
         self.inputs = [b for s in self.sources for b in s.top]
-        lossy = [b for s in net.steps for b, w in zip(s.top, s.loss_weight, strict=True) if w]
         outputs = [net.blobs[name] for name in net.outputs]
+        lossy = [blob for blob, _ in net.losses]
         self.outputs = list({id(b): b for b in (*outputs, *lossy)}.values())
-        self._run = compile_function(self._compute, budget=16)
+        self._run = compile_function(self.compute, budget=BUDGET)
+        self._brought = [wrap(b.data) for b in self.inputs]
         self._given: list[Tensor] = []
         self._results: Sequence[Tensor] = ()
 
-    def _params(self) -> list[list[Tensor]]:
-        """Return the parameters of each layer."""
-        layers = [s.layer for s in self.steps]
-        return [x.parameters() if isinstance(x, TensorLayer) else [] for x in layers]
+    def parameters(self) -> list[list[Tensor]]:
+        """Return the parameters of each layer as they lie in memory; those that are trained get
+        gradients."""
+        found: list[list[Tensor]] = []
+        for step in self.steps:
+            layer = step.layer
+            found.append(layer.stored() if isinstance(layer, TensorLayer) else [])
+            for tensor, blob in zip(found[-1], layer.blobs, strict=True):
+                tensor.requires_grad = blob.lr_mult != 0
+        return found
 
-    def _compute(
+    def compute(
         self, inputs: list[Tensor], params: list[list[Tensor]]
     ) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Return the outputs, and what layers make of parameters that they change themselves."""
@@ -67,37 +78,47 @@ class Whole:
             layer, bottoms = step.layer, [known[id(b)] for b in step.bottom]
             tops: Sequence[Tensor]
             if isinstance(layer, TensorLayer):
-                new = [t.detach() for t in layer.state([b.detach() for b in bottoms], own)]
-                changed.append(new)
-                tops = layer.compute(bottoms, new or own)
+                values = layer.turned(own)
+                new = [t.detach() for t in layer.state([b.detach() for b in bottoms], values)]
+                changed.append(layer.turned(new))
+                tops = layer.compute(bottoms, new or values)
             else:
                 changed.append([])
                 tops = [bottoms[0]] * len(step.top)
             known |= {id(b): t for b, t in zip(step.top, tops, strict=False)}
         return [known[id(b)] for b in self.outputs], changed
 
-    def forward(self) -> None:
-        """Fill the outputs."""
+    def bring(self) -> list[Tensor]:
+        """Let the layers that bring data in run; return what they bring."""
         for step in self.sources:
             step.layer.reshape(step.bottom, step.top)
             step.layer.forward(step.bottom, step.top)
-        params = self._params()
-        inputs = [asarray(b.data) for b in self.inputs]
-        wanted = [*zip(inputs, self.inputs, strict=True)]
-        for tensor, blob in wanted:
+        for i, (blob, tensor) in enumerate(zip(self.inputs, self._brought, strict=True)):
+            if tensor._data is not blob._data:
+                self._brought[i] = wrap(blob._data)
+        return self._brought
+
+    def give(self, results: Sequence[Tensor]) -> None:
+        """Fill the outputs."""
+        for blob, value in zip(self.outputs, results, strict=True):
+            array = value._data
+            if array.shape != blob.shape:
+                blob.reshape(*array.shape)
+            blob.data[...] = array
+
+    def forward(self) -> None:
+        """Compute the outputs."""
+        params = self.parameters()
+        inputs = self.bring()
+        for tensor, blob in zip(inputs, self.inputs, strict=True):
             tensor.requires_grad = is_float(tensor.dtype) and self.net.is_wanted(blob)
-        for step, own in zip(self.steps, params, strict=True):
-            for tensor, blob in zip(own, step.layer.blobs, strict=True):
-                tensor.requires_grad = blob.lr_mult != 0
         with enable_grad():
             self._results, changed = self._run(inputs, params)
         self._given = [*inputs, *(t for own in params for t in own)]
-        for blob, value in zip(self.outputs, self._results, strict=True):
-            blob.reshape(*value.shape)
-            blob.data[...] = value.detach().numpy()
+        self.give(self._results)
         for step, new in zip(self.steps, changed, strict=True):
             for blob, value in zip(step.layer.blobs, new, strict=False):
-                blob.data[...] = value.numpy()
+                blob.stored[...] = value.numpy()
 
     def backward(self) -> None:
         """Add to the gradients of parameters, and fill those of the inputs."""
@@ -120,4 +141,4 @@ class Whole:
             if id(blob) in inputs:
                 blob.diff[...] = 0 if grad is None else grad.numpy()
             elif grad is not None:
-                blob.diff[...] += grad.numpy()
+                blob.as_stored(blob.diff)[...] += grad.numpy()

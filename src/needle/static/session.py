@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,17 +73,19 @@ class Session:
                 variable without a value.
             ShapeError: a value that does not fit what it is fed to.
         """
-        leaves, structure = tree.flatten(fetches)
         feeds = {} if feed_dict is None else feed_dict
+        # A list or tuple of symbols, the usual case, needs no walk through its structure.
+        is_flat = isinstance(fetches, (list, tuple)) and _are_elements(fetches)
+        leaves, structure = (fetches, None) if is_flat else tree.flatten(fetches)
+        program = None
         key = tuple(leaves), tuple(feeds), self._valued
-        program = self._programs.get(key) if _are_hashable(leaves) else None
+        if is_flat or _are_elements(leaves):
+            program = self._programs.get(key)
         if program is None:
             program = self._programs[key] = self._make(leaves, feeds)
-        given = [
-            wrap(_fitting(symbol, value))
-            for symbol, value in zip(program.feeds, feeds.values(), strict=True)
-        ]
-        values = [r if r is None else r._data[()] for r in program.run(given)]
+        values = program.run(feeds.values())
+        if structure is None:
+            return values if isinstance(fetches, list) else _as_tuple(values, fetches)
         return tree.unflatten(structure, values)
 
     def load(self, variable: Variable, value: Any) -> None:
@@ -127,12 +129,14 @@ class Session:
         """Return a new program."""
         if self._is_closed:
             raise GraphError("the session is closed; open another one")
-        fed = []
+        fed: list[Symbol] = []
         for item in feeds:
             symbol = self._element(item, "feed")
             if not isinstance(symbol, Symbol):
                 raise GraphError(f"{symbol} is no tensor, and cannot be fed")
             _fitting(symbol, feeds[item])  # what is wrong with it comes first
+            if any(symbol is other for other in fed):
+                raise GraphError(f"{symbol} is fed twice: once as {item!r}, which is its name")
             fed.append(symbol)
         return Program(self, [self._element(item, "fetch") for item in fetches], fed)
 
@@ -182,23 +186,42 @@ class Program:
             prepare(session)
         self._values = dict(session.values)
         self._objects = dict(session.objects)
+        #: For each feed, shape and dtype of the array that was found to fit last.
+        self._fits: list[Any] = [None] * len(feeds)
+        self._places = [i for i, fetch in enumerate(fetches) if isinstance(fetch, Symbol)]
         self._function: Compiled[..., Any] | Any = self._compute
         if session.compile:
             self._function = compile_function(self._compute, budget=BUDGET)
 
-    def _compute(self, *fed: Tensor) -> tuple[list[Tensor | None], dict[int, Tensor]]:
-        """Return what is fetched, and the values of variables that had none of this shape."""
+    def _compute(self, *fed: Tensor) -> Any:
+        """Return the values of fetched symbols; with them those of variables that had none of their
+        shape, if there are such."""
         evaluation = Evaluation(self.plan, self._values, self._objects, fed)
-        results = [evaluation.result(fetch) for fetch in self.fetches]
+        results = [evaluation.result(self.fetches[i]) for i in self._places]
         made = {i: evaluation.made.get(v) for i, v in enumerate(self.plan.written)}
-        return results, {i: value for i, value in made.items() if value is not None}
+        new = {i: value for i, value in made.items() if value is not None}
+        return (results, new) if new else results
 
-    def run(self, fed: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return what is fetched; variables are written."""
-        results: list[Tensor | None]
-        results, made = self._function(*fed)
-        for i, value in made.items():
-            self.session.set(self.plan.written[i], value)
+    def run(self, values: Iterable[Any]) -> list[Any]:
+        """Return the values of the fetches, None for operations; variables are written.
+
+        Args:
+            values: one for each feed.
+        """
+        fed = []
+        for i, (symbol, value) in enumerate(zip(self.feeds, values, strict=True)):
+            if value.__class__ is not np.ndarray or (value.shape, value.dtype) != self._fits[i]:
+                value = _fitting(symbol, value)
+                self._fits[i] = value.shape, value.dtype
+            fed.append(wrap(value))
+        found = self._function(*fed)
+        if found.__class__ is tuple:
+            found, new = found
+            for i, tensor in new.items():
+                self.session.set(self.plan.written[i], tensor)
+        results: list[Any] = [None] * len(self.fetches)
+        for i, tensor in zip(self._places, found, strict=True):
+            results[i] = tensor._data[()]
         return results
 
 
@@ -227,8 +250,17 @@ def _fitting(symbol: Symbol, value: Any) -> Array:
     return array
 
 
-def _are_hashable(items: Sequence[Any]) -> bool:
-    return all(isinstance(item, (Symbol, Operation, str)) for item in items)
+def _are_elements(items: Iterable[Any]) -> bool:
+    """Whether all are what can be fetched, or names; symbols, unlike lists, can be in a key."""
+    for item in items:  # noqa: SIM110 - twice as fast
+        if not isinstance(item, (Symbol, Operation, str)):
+            return False
+    return True
+
+
+def _as_tuple(values: list[Any], like: tuple[Any, ...]) -> Any:
+    """Return values as a tuple, or as what a named tuple's class makes of them."""
+    return like.__class__(*values) if hasattr(like, "_fields") else tuple(values)
 
 
 _local = threading.local()

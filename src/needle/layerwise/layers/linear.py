@@ -27,8 +27,10 @@ class InnerProduct(TensorLayer):
         axis = int(self.option("axis", 1))
         inputs = math.prod(bottom[0].shape[axis:])
         outputs = _required(self, "num_output")
-        shape = (inputs, outputs) if self.option("transpose") else (outputs, inputs)
-        self.add_parameter(shape, self.option("weight_filler"))
+        # The product reads the weight as [inputs, outputs]; so it lies in memory like that.
+        is_turned = not self.option("transpose")
+        shape = (outputs, inputs) if is_turned else (inputs, outputs)
+        self.add_parameter(shape, self.option("weight_filler"), is_turned=is_turned)
         if self.option("bias_term", True):
             self.add_parameter((outputs,), self.option("bias_filler"))
 
