@@ -88,6 +88,49 @@ def is_own(array: Array) -> bool:
     return fits and _base_references(array) == _ALONE
 
 
+def memory_order(array: Array) -> Shape | None:
+    """Return the axes from the one whose steps in memory are longest to the shortest.
+
+    Returns:
+        None for an array in row-major order, and for one whose elements are not all neighbours.
+
+    Example:
+        >>> import numpy as np, needle.arrays
+        >>> needle.arrays.memory_order(np.zeros((2, 3, 4)).transpose(2, 0, 1))
+        (1, 2, 0)
+    """
+    if array.flags.c_contiguous:
+        return None
+    strides, shape = array.strides, array.shape
+    # An axis of one element may stand anywhere; its stride says nothing.
+    axes = tuple(sorted(range(array.ndim), key=lambda a: (-strides[a], shape[a] == 1)))
+    return axes if array.transpose(axes).flags.c_contiguous else None
+
+
+def in_order(array: Array, axes: Shape | None) -> Array:
+    """Return a copy that lies in memory in an order of axes, as `memory_order` gives it.
+
+    Example:
+        >>> import numpy as np, needle.arrays
+        >>> needle.arrays.in_order(np.zeros((2, 3)), (1, 0)).strides
+        (8, 16)
+    """
+    if axes is None:
+        return array.copy()
+    turned = array.transpose(axes)
+    copy = maker(turned.shape, array.dtype)()
+    copy[...] = turned
+    return copy.transpose(np.argsort(axes))
+
+
+def as_lies(array: Array, model: Array) -> Array:
+    """Return an array whose axes lie in memory as those of another one of its shape: a copy, if
+    need be. A model with gaps stands for row-major order."""
+    axes = memory_order(model)
+    turned = array if axes is None else array.transpose(axes)
+    return array if turned.flags.c_contiguous else in_order(array, axes)
+
+
 def to_array(data: Any, dtype: DType | None, *, default: DType | None = None) -> Array:
     """Return ``data`` as an array, shared where its dtype is kept.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from needle import dtypes
-from needle.arrays import is_own
+from needle.arrays import as_lies, in_order, is_own, memory_order
 from needle.config import modes
 from needle.errors import AnomalyError, ArgumentError, GradientError, ShapeError
 from needle.extents import extents_in
@@ -363,7 +363,7 @@ class _Sink:
         if self.create_graph:
             leaf.grad = gradient if old is None else old + gradient
         elif old is None:
-            leaf.grad = self._own(gradient)
+            leaf.grad = self._own(gradient, leaf)
         elif modes.state.trace is not None:
             modes.state.trace.write(old, old + gradient)
         elif old._data.flags.writeable and old._node is None:
@@ -373,18 +373,18 @@ class _Sink:
         else:
             leaf.grad = wrap((old + gradient)._data)
 
-    def _own(self, gradient: Tensor) -> Tensor:
-        """Return ``gradient`` in storage that nothing else shares: users may write to a `grad`."""
+    def _own(self, gradient: Tensor, leaf: Tensor) -> Tensor:
+        """Return ``gradient`` in storage that nothing else shares: users may write to a `grad`.
+
+        It lies in memory as what it is the gradient of.
+        """
         if modes.state.trace is not None:
             return modes.state.trace.own(gradient)
         data = gradient._data
-        if (
-            not is_own(data)
-            or id(data) in self.delivered
-            or not data.flags.c_contiguous
-            or gradient._node is not None
-        ):
-            data = data.copy()
+        if not is_own(data) or id(data) in self.delivered or gradient._node is not None:
+            data = in_order(data, memory_order(leaf._data))
+        else:
+            data = as_lies(data, leaf._data)
         self.delivered.add(id(data))
         return wrap(data)
 
@@ -403,7 +403,8 @@ class _Sink:
         found = [self.found.get(key) for key in keys]
         if self.create_graph:
             return found
-        return [None if g is None else self._own(g) for g in found]
+        both = zip(found, self.targets, strict=True)
+        return [None if g is None else self._own(g, target) for g, target in both]
 
 
 def _check_finite(

@@ -414,12 +414,12 @@ class Tensor(TensorMethods):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
             raise GradientError("only leaves can be deep-copied; detach() the tensor first")
-        data = self._data if self._data.__class__ is Spec else self._data.copy()
+        data = self._data if self._data.__class__ is Spec else self._data.copy(order="K")
         result = initialise(type(self).__new__(type(self)), data, True)
         result._requires_grad = self._requires_grad
         memo[id(self)] = result
         if self.grad is not None:
-            result.grad = wrap(self.grad._data.copy())
+            result.grad = wrap(self.grad._data.copy(order="K"))
         return result
 
     def __reduce__(self) -> Any:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from needle.compiled.executable import Executable
+from needle.compiled.storage import root_of
 from needle.errors import GradientError
 from needle.gradnode import GradNode, SavedValue, connect, edge_of
 from needle.graph.differentiate import Backward
 from needle.graph.ir import Graph
 from needle.graph.traced import Traced
 from needle.ops.samples import Array
+from needle.shapes import Shape
 from needle.tensor import Tensor, wrap
 
 
@@ -36,10 +38,16 @@ class History:
         self.specs = [v.spec for v in backward.graph.inputs[: len(backward.roots)]]
         self._sources = traced.sources
         self._arguments = traced.arguments
+        #: For each saved value the order in which its axes lie in memory, if it is no usual one.
+        self.orders = [self._order(place) for place in backward.saved]
         #: Results by the index of their output: what is saved may be what is returned.
         self._results = {r.output: i for i, r in enumerate(traced.results) if r.output is not None}
         self._executable: Executable | None = None
         self._lock = threading.Lock()
+
+    def _order(self, place: int) -> Shape | None:
+        index = -1 - place - self._arguments
+        return self._sources[index].order if place < 0 <= index else None
 
     @property
     def executable(self) -> Executable:
@@ -88,7 +96,8 @@ class History:
             tensor = arguments[place]
         else:
             tensor = self._sources[place - self._arguments].tensor
-        if isinstance(tensor, Tensor) and tensor._data is arrays[place]:
+        # Not of what had to be copied, since it lies at odd places.
+        if isinstance(tensor, Tensor) and root_of(tensor._data) is root_of(arrays[place]):
             return SavedValue(tensor, self.name)
         return arrays[place]
 
@@ -123,7 +132,14 @@ class CompiledNode(GradNode):
             np.zeros(spec.shape, spec.dtype) if c is None else np.asarray(c._data, order="C")
             for c, spec in zip(cotangents, self.history.specs, strict=True)
         ]
-        arrays += [s.restore(self.name) if isinstance(s, SavedValue) else s for s in self.saved]
+        for saved, order in zip(self.saved, self.history.orders, strict=True):
+            if isinstance(saved, SavedValue):
+                array = saved.restore(self.name)
+                arrays.append(
+                    array if order is None else np.ascontiguousarray(array.transpose(order))
+                )
+            else:
+                arrays.append(saved)
         gradients = self.history.executable.run(arrays)
         return [
             wrap(gradient) if is_needed is not None and is_needed is not False else None

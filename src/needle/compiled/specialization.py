@@ -122,13 +122,19 @@ class Specialization:
             array = source.find()
             if array.__class__ is not np.ndarray:
                 return False
-            if array.shape != spec.shape or array.dtype != spec.dtype:
+            if source.order is not None:
+                given = array.transpose(source.order) if array.ndim == len(source.order) else array
+                if not given.flags.c_contiguous:
+                    return False  # it lies in memory in another order than it did
+            else:
+                given = array
+            if given.shape != spec.shape or array.dtype != spec.dtype:
                 return False
             if tuple([t._requires_grad for t in source.tensors]) != flags:
                 return False
             if any(t._data is not array for t in source.tensors) and source.owner is None:
                 return False
-            arrays.append(array)
+            arrays.append(given)
         if self.changed():
             return False
         names = [v.name for v in traced.graph.inputs[traced.arguments :]]

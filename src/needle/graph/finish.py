@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from needle import tree
+from needle.arrays import memory_order
 from needle.errors import TraceError
 from needle.extents import Formula
 from needle.graph.cell import Cell, describe
 from needle.graph.differentiate import BackwardTrace, trace_backward
 from needle.graph.ir import Graph, Node, Value
+from needle.graph.order import take_in_order
 from needle.graph.surroundings import Reference, Same, difference
 from needle.graph.traced import GradUpdate, Result, Source, Traced
 from needle.graph.tracing import Capture, GradSlot, Restart, Trace, Watched
@@ -218,6 +220,16 @@ class End:
         if self.backward is not None:
             shared = {id(outputs[r.output]): r.output for r in self.results if r.output is not None}
             backward = self.backward.finish(graph, constants, shared)
+        orders = {
+            len(self.inputs) + i: source.order
+            for i, source in enumerate(sources)
+            if source.order is not None
+        }
+        take_in_order(graph, orders)
+        if backward is not None:
+            cotangents = len(backward.roots)
+            saved = enumerate(backward.saved, cotangents)
+            take_in_order(backward.graph, {i: orders[-1 - s] for i, s in saved if -1 - s in orders})
         watched = [w for w in run.watched.values() if w.is_guard]
         after = list(run.after)
         run.close()
@@ -241,7 +253,8 @@ class End:
         tensors = capture.tensors()
         if owner is not None or tensors:
             tensor = tensors[0] if tensors else None
-            return Source(capture.array, tensor, owner, tensors)
+            order = None if tensor is None or owner is not None else memory_order(capture.array)
+            return Source(capture.array, tensor, owner, tensors, order=order)
         if capture.array.__class__ is Cell or is_held(capture):
             return Source(capture.array)
         return None

@@ -16,7 +16,7 @@ from needle.graph.ir import Graph
 from needle.graph.surroundings import Reference
 from needle.graph.tracing import Watched
 from needle.ops.samples import Array
-from needle.shapes import Spec
+from needle.shapes import Shape, Spec
 from needle.tensor import Tensor
 
 
@@ -30,6 +30,8 @@ class Source:
         owner: the tensor whose `grad` it is, if it is one.
         tensors: all tensors that share it.
         number: what it holds, for a number that depends on an extent that varies.
+        order: the axes in the order in which they lie in memory, which is that of the input; None
+            if they lie as they are counted. See `needle.graph.order`.
     """
 
     array: Array
@@ -37,6 +39,7 @@ class Source:
     owner: Tensor | None = None
     tensors: Sequence[Tensor] = ()
     number: Formula | None = None
+    order: Shape | None = None
 
     def find(self) -> Any:
         """Return the array that the input has now."""
@@ -44,6 +47,10 @@ class Source:
             grad = self.owner._grad
             return None if grad is None else grad._data
         return self.array if self.tensor is None else self.tensor._data
+
+    def given(self) -> Any:
+        """Return the array as the input takes it: its axes as they lie in memory."""
+        return self.find() if self.order is None else self.find().transpose(self.order)
 
 
 @dataclass(eq=False)
@@ -121,7 +128,7 @@ class Traced:
         """Return an array for each input of the graph: those of the arguments, and the state's."""
         leaves, _ = tree.flatten((args, kwargs))
         given = [to_array(leaf, None) for leaf in leaves if is_array(leaf)]
-        return [*given, *(source.find() for source in self.sources)]
+        return [*given, *(source.given() for source in self.sources)]
 
 
 def is_array(leaf: Any) -> bool:

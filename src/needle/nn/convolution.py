@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from needle.arrays import in_order
 from needle.errors import ArgumentError, ShapeError
 from needle.nn import init
 from needle.nn.arguments import as_extent
@@ -15,7 +18,7 @@ from needle.ops.engine import as_tensor
 from needle.ops.transposed_convolution import conv_transpose2d
 from needle.random import Generator
 from needle.shapes import as_pair, expect_axis
-from needle.tensor import Tensor
+from needle.tensor import Tensor, wrap
 
 
 class _Conv2d(Module):
@@ -70,11 +73,10 @@ class _Conv2d(Module):
             first, second = second, first
         shape = (first, second // self.groups, *self.kernel_size)
         layout = "conv_transpose" if self._is_transposed else "conv"
-        self.weight = Parameter(
-            init.kaiming_uniform(
-                shape, layout=layout, dtype=dtype, device=device, generator=generator
-            )
+        weight = init.kaiming_uniform(
+            shape, layout=layout, dtype=dtype, device=device, generator=generator
         )
+        self.weight = Parameter(_as_read(weight))
         self.bias = (
             Parameter(init.zeros(self.out_channels, dtype=dtype, device=device)) if bias else None
         )
@@ -102,6 +104,16 @@ class _Conv2d(Module):
         shown += [f"groups={self.groups}"] if self.groups != 1 else []
         shown += ["bias=False"] if self.bias is None else []
         return ", ".join(shown)
+
+
+def _as_read(weight: Tensor) -> Tensor:
+    """Return a weight that lies in memory as compiled kernels read it: [kh, kw, C, O].
+
+    They would turn it round at each call otherwise. Its shape is as always.
+    """
+    array = weight._data
+    is_real = array.__class__ is np.ndarray  # neither traced nor of the meta device
+    return wrap(in_order(array, (2, 3, 1, 0))) if is_real else weight
 
 
 class Conv2d(_Conv2d):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import needle
+from needle.arrays import memory_order
 from needle.backends.cpu.rowwise import RowProgram
 from needle.compiler.rows import ROWS
 from needle.config import autocast, no_grad
@@ -35,7 +36,7 @@ def update(
         rule: the optimizer.
         options: what shapes its arithmetic.
         c: a named tuple of 0-d values of the parameter's dtype.
-        param: contiguous.
+        param: without gaps, its axes in memory in any order.
         grad: of the parameter's shape and dtype.
         state: arrays of its shape, by name.
 
@@ -43,6 +44,12 @@ def update(
         Whether it did; not for arrays with gaps.
     """
     arrays = (param, grad, *state.values())
+    order = memory_order(param)
+    if order is not None:
+        # Its state was made to lie as it does, and the gradient if eager execution made it.
+        param, grad, *rest = arrays = tuple(a.transpose(order) for a in arrays)
+        if not grad.flags.c_contiguous:
+            arrays = (param, np.ascontiguousarray(grad), *rest)
     if not all(a.flags.c_contiguous for a in arrays):
         return False
     key = (type(rule), options, param.dtype, tuple(state), tuple(a.dtype for a in state.values()))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from needle.arrays import as_lies
 from needle.config import changes, enable_grad, modes, no_grad, untraced
 from needle.creation import full, zeros, zeros_like
 from needle.dtypes import accumulation_dtype, int64, is_float
@@ -23,7 +24,7 @@ from needle.optim import foreach
 from needle.optim.foreach import Options, Row, Values
 from needle.optim.param_group import Hyperparameters, ParamGroup
 from needle.optim.restore import load
-from needle.tensor import Tensor
+from needle.tensor import Tensor, wrap
 
 #: What the constructors take: parameters, (name, parameter) pairs, or groups with "params".
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
@@ -248,9 +249,10 @@ class Optimizer(ABC):
                 if name not in state:
                     changes.note()
                     dtype = accumulation_dtype(p.dtype)
-                    state[name] = full(
-                        p.shape, self.initial_value(group), dtype=dtype, device=p.device
-                    )
+                    value = full(p.shape, self.initial_value(group), dtype=dtype, device=p.device)
+                    if p._data.__class__ is np.ndarray:
+                        value = wrap(as_lies(value._data, p._data))
+                    state[name] = value
 
     def _counters(
         self, group: ParamGroup, members: list[Tensor]
