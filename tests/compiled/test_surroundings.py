@@ -223,3 +223,18 @@ def test_frozen_values() -> None:
     assert Same(thing) == Same(thing)
     assert difference(frozen([1]), frozen([1, 2])) == "a list of 1 items has 2 now"
     assert difference(frozen("a"), frozen("b")) == "'a' is 'b' now"
+
+
+def test_a_weight_that_is_taken_from_a_module_which_is_not_called():
+    """The module is found by its name; it, or one inside of it, may get another weight."""
+    head = nn.Linear(2, 2, bias=False)
+    whole = nn.Sequential(nn.ReLU(), head)
+    functions = [
+        ndl.compile(lambda x: x @ head.weight),
+        ndl.compile(lambda x: x @ whole[1].weight),
+    ]
+    x = ndl.eye(2)
+    for scale in (1.0, 2.0, 3.0):
+        head.weight = nn.Parameter(ndl.full((2, 2), scale))
+        for function in functions:
+            np.testing.assert_array_equal(function(x).numpy(), np.full((2, 2), scale))

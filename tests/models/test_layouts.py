@@ -1,4 +1,4 @@
-"""Compiled networks keep channels last from end to end: only images and weights are transposed."""
+"""Compiled networks keep channels last from end to end: only images are transposed."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_only_images_and_weights_are_transposed(name):
+def test_only_images_are_transposed(name):
     ndl.manual_seed(0)
     model, size = NETWORKS[name]()
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -37,7 +37,7 @@ def test_only_images_and_weights_are_transposed(name):
     moved = [
         (made, read)
         for made, read in transposing(graph)
-        if read.size % BATCH == 0 and read not in graph.inputs
+        if not (read.size % BATCH == 0 and read in graph.inputs)
     ]
     assert not moved
     # The image once: what reads it shares the result.

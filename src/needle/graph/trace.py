@@ -121,9 +121,11 @@ def _watch(run: Trace, references: list[Reference], objects: Iterable[Any]) -> N
         is_guard = is_plain(value) or not isinstance(value, (list, dict, set, tuple))
         watched = Watched(reference.what, reference.probe, before, is_guard=is_guard)
         run.watched[f"reference {i}"] = watched
-    for value in objects:
+    # A function may take a weight of a module, or of one inside of it, without calling that.
+    for value in (*objects, *(reference.value() for reference in references)):
         if hasattr(value, "named_modules"):
-            run.watch_module(value)
+            for path, inside in value.named_modules():
+                run.watch_module(inside, path)
 
 
 def _stand_in(run: Trace, leaf: Any, name: str, shape: Shape | None) -> Tensor:

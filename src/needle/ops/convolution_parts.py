@@ -61,7 +61,7 @@ def conv2d_by_parts(
     image, w = widen(x), widen(weight)
     out, depth, *kernel = weight.shape
     if _is_pointwise((kernel[0], kernel[1]), stride, pads, groups):
-        matrix = permute_dims(reshape(w, (out, depth)), (1, 0))
+        matrix = reshape(permute_dims(w, TO_HWIO), (depth, out))
         n, _, height, width = x.shape
         result = _images(matmul(_rows(image), matrix), n, (height, width))
     else:
@@ -86,7 +86,8 @@ def conv2d_input_grad_by_parts(
     g, w = widen(cotangent), widen(weight)
     out, depth, *kernel = weight.shape
     if _is_pointwise((kernel[0], kernel[1]), stride, pads, groups):
-        result = _images(matmul(_rows(g), reshape(w, (out, depth))), g.shape[0], size)
+        matrix = reshape(permute_dims(w, TO_HWIO), (depth, out))
+        result = _images(matmul(_rows(g), permute_dims(matrix, (1, 0))), g.shape[0], size)
     else:
         g, w = permute_dims(g, TO_NHWC), permute_dims(w, TO_HWIO)
         form = conv2d_nhwc_input_grad if is_float(g.dtype) else convolve_patches_input_grad
@@ -108,11 +109,10 @@ def conv2d_weight_grad_by_parts(
     """Return what `conv2d_weight_grad` does."""
     g, image = widen(cotangent), widen(x)
     if _is_pointwise(kernel, stride, pads, groups):
-        result = matmul(permute_dims(_rows(g), (1, 0)), _rows(image))
-        result = reshape(result, (*result.shape, 1, 1))
+        result = matmul(permute_dims(_rows(image), (1, 0)), _rows(g))
+        result = reshape(result, (1, 1, *result.shape))
     else:
         g, image = permute_dims(g, TO_NHWC), permute_dims(image, TO_NHWC)
         form = conv2d_nhwc_weight_grad if is_float(g.dtype) else convolve_patches_weight_grad
         result = form(g, image, kernel, stride, pads, dilation, groups)
-        result = permute_dims(result, TO_OIHW)
-    return result.astype(cotangent.dtype, copy=False)
+    return permute_dims(result, TO_OIHW).astype(cotangent.dtype, copy=False)

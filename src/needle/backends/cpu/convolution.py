@@ -20,7 +20,9 @@ from needle import dtypes
 from needle.arrays import aligned_zeros, maker
 from needle.backends.cpu.arguments import address
 from needle.backends.cpu.conv import (
+    copy_words,
     emit_correlation,
+    emit_weight_copy,
     emit_weight_gradient,
     make_geometry,
     make_weight_geometry,
@@ -38,6 +40,8 @@ from needle.ops.elementwise import widened
 from needle.ops.samples import Array
 from needle.ops.unfolding import Pair, Sweep, Window, phases, scatter
 
+#: Weights of more bytes than this are read far apart only once, to be copied.
+CACHED_BYTES = 1 << 15
 #: Geometries that are remembered: each has two numbers for each tap.
 MOST_GEOMETRIES = 512
 
@@ -141,7 +145,7 @@ def _weight_grad(g: Array, x: Array, *, kernel: Pair, **attrs: Any) -> Array:
     shape = (g.shape[1], x.shape[1] // groups, *kernel)
     if not g.size or not x.size or not math.prod(shape):
         return aligned_zeros(shape, g.dtype)
-    out = maker(shape, g.dtype)()
+    out = maker((*kernel, *shape[1::-1]), g.dtype)()
     sweeps = window.sweeps((g.shape[2], g.shape[3]))
     seen = _pixels_seen(x, sweeps)
     if seen is not None:  # packed, so that they are read where they lie
@@ -157,7 +161,7 @@ def _weight_grad(g: Array, x: Array, *, kernel: Pair, **attrs: Any) -> Array:
     words = [*pointers, pointers[-1] + sums * x.itemsize, elements, tasks]
     _weight_kernel(x.dtype.name)(address(np.array(words, np.int64)))
     give_back(workspace)
-    return out
+    return out.transpose(3, 2, 0, 1)  # as it is called; it lies as weights of layers do
 
 
 def _plain(sweep: Sweep) -> Sweep:
@@ -201,6 +205,8 @@ def _correlate(x: Array, kernels: Array, sweeps: tuple[Sweep, Sweep], out: Array
     size = x.itemsize
     if any(s % size for s in kernels.strides) or not kernels.flags.aligned:
         kernels = kernels.copy()
+    if kernels.nbytes > CACHED_BYTES and not _taps_are_neighbours(kernels):
+        kernels = _with_taps_together(kernels)
     description, elements, tasks = _describe(
         x.shape, kernels.shape, kernels.strides, out.strides, sweeps, size, get_num_threads()
     )
@@ -209,6 +215,31 @@ def _correlate(x: Array, kernels: Array, sweeps: tuple[Sweep, Sweep], out: Array
     words = np.array([*(p.ctypes.data for p in pointers), elements, tasks], np.int64)
     _kernel(x.dtype.name)(address(words))
     give_back(workspace)
+
+
+def _taps_are_neighbours(kernels: Array) -> bool:
+    _, rows, columns = kernels.shape[2:]
+    return kernels.strides[2:] == tuple(kernels.itemsize * n for n in (rows * columns, columns, 1))
+
+
+def _with_taps_together(kernels: Array) -> Array:
+    """Return a copy of kernels in row-major order."""
+    copy = maker(kernels.shape, kernels.dtype)()
+    words = [kernels.ctypes.data, copy.ctypes.data, *copy_words(kernels, get_num_threads())]
+    _copy_kernel(kernels.dtype.name)(address(np.array(words, np.int64)))
+    return copy
+
+
+@functools.cache
+def _copy_kernel(dtype: str) -> Callable[..., None]:
+    """Return ``run(words)``; see `conv.weight_copy.WORDS`."""
+    name = "copy_weights"
+    return load_kernel(
+        f"{name} {dtype}",
+        name,
+        lambda module: emit_weight_copy(module, dtypes.as_dtype(dtype), name),
+        ctypes.c_void_p,
+    )
 
 
 @functools.lru_cache(MOST_GEOMETRIES)

@@ -3,8 +3,9 @@
 Eager: implicit matrix products on padded copies of images, extents given at run time. `microkernel`
 holds a tile of channels × pixels in registers over all taps; `correlation` emits the loops around
 it. `geometry` finds what both work on: the copy's layout, and where in it a tap reads;
-`sorted_copy` makes the copy. The gradient by the weight sums over pixels: `weight_tiles` holds a
-tile of taps × output channels, `weight_gradient` emits the loops, `weight_geometry` divides them.
+`sorted_copy` makes the copy, `weight_copy` one of weights. The gradient by the weight sums over
+pixels: `weight_tiles` holds a tile of taps × output channels, `weight_gradient` emits the loops,
+`weight_geometry` divides them.
 
 Compiled: all extents known. `spec` says what is to be computed, and `kernel` makes a function of
 it: `plan_conv`, `emit_conv`. `phase` turns the forward form and the gradient by the input into
@@ -42,6 +43,7 @@ from needle.backends.cpu.conv.correlation import WORDS, emit_correlation, slack
 from needle.backends.cpu.conv.geometry import Geometry, make_geometry, tasks_of
 from needle.backends.cpu.conv.kernel import ConvKernel, ConvPlan, emit_conv, plan_conv
 from needle.backends.cpu.conv.spec import ConvSpec, Epilogue, Place, Prologue
+from needle.backends.cpu.conv.weight_copy import copy_words, emit_weight_copy
 from needle.backends.cpu.conv.weight_geometry import make_weight_geometry
 from needle.backends.cpu.conv.weight_gradient import emit_weight_gradient
 
@@ -54,8 +56,10 @@ __all__ = [
     "Geometry",
     "Place",
     "Prologue",
+    "copy_words",
     "emit_conv",
     "emit_correlation",
+    "emit_weight_copy",
     "emit_weight_gradient",
     "make_geometry",
     "make_weight_geometry",

@@ -18,8 +18,6 @@ from needle.dtypes import DType
 #: number of tasks. The description is the geometry and its tables; a table of all units' sums.
 WORDS = ("description", "cotangent", "image", "out", "sums", "workspace", "elements", "tasks")
 _POINTERS = WORDS[:6]
-#: Rows of the sums that are turned round at a time, so that they stay in the first-level cache.
-_TURNED = 128
 
 
 def emit_weight_gradient(module: Module, dtype: DType, name: str) -> str:
@@ -283,7 +281,8 @@ class _Unit(_Part):
 
 
 class _Piece(_Part):
-    """Emits the function of one piece: its chunks added up, and stored as weights lie."""
+    """Emits the function of one piece: its chunks added up, and stored as weights lie in memory:
+    [kh, kw, C, O]."""
 
     def __init__(self, module: Module, dtype: DType) -> None:
         super().__init__(module, dtype, "weight_piece")
@@ -293,25 +292,28 @@ class _Piece(_Part):
         sums = f.pointer("%sums", f.mul_index(self.piece, g["sums"]), dtype)
         step = f.mul_index(g["pieces"], g["sums"])
         channel = f.add_index(f.mul_index(self.group, g["outs"]), self.first)
-        out = f.pointer("%out", f.mul_index(channel, g["taps"]), dtype)
-        line = VECTORS * self.lanes
+        out = f.pointer("%out", channel, dtype)
         f.loop(1, g["chunks"], 1, [], lambda c, _: self._add(sums, f.mul_index(c, step)))
+        places = f.floordiv_index(g["taps"], g["depth"])
+        width = f.mul_index(g["groups"], g["outs"])
 
-        def rows(r: Index, _: list[Operand]) -> None:
-            end = f.min_index(f.add_index(r, _TURNED), g["taps"])
+        def row(c: Index, place: Index) -> None:
+            number = f.add_index(f.mul_index(c, places), place)
+            source = f.pointer(sums, f.mul_index(number, VECTORS * self.lanes), dtype)
+            number = f.add_index(f.mul_index(place, g["depth"]), c)
+            to = f.pointer(out, f.mul_index(number, width), dtype)
 
-            def one(o: Index, _: list[Operand]) -> None:
-                to = f.pointer(out, f.mul_index(o, g["taps"]), dtype)
-                source = f.pointer(sums, o, dtype)
+            def vector(v: Index, _: list[Operand]) -> None:
+                at = f.mul_index(v, self.lanes)
+                mask = f.tail_mask(f.sub_index(self.outs, at), self.lanes)
+                f.store(f.load(source, at, dtype, self.lanes), to, at, mask)
 
-                def move(i: Index, _: list[Operand]) -> None:
-                    f.store(f.load(source, f.mul_index(i, line), dtype), to, i)
+            f.loop(0, self.vectors, 1, [], vector)
 
-                f.loop(r, end, 1, [], move)
+        def channels(c: Index, _: list[Operand]) -> None:
+            f.loop(0, places, 1, [], lambda place, _: row(c, place))
 
-            f.loop(0, self.outs, 1, [], one)
-
-        f.loop(0, g["taps"], _TURNED, [], rows)
+        f.loop(0, g["depth"], 1, [], channels)
         return f.end()
 
     def _add(self, sums: str, distance: Index) -> None:
