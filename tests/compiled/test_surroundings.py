@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import needle as ndl
@@ -225,7 +226,7 @@ def test_frozen_values() -> None:
     assert difference(frozen("a"), frozen("b")) == "'a' is 'b' now"
 
 
-def test_a_weight_that_is_taken_from_a_module_which_is_not_called():
+def test_a_weight_that_is_taken_from_a_module_which_is_not_called() -> None:
     """The module is found by its name; it, or one inside of it, may get another weight."""
     head = nn.Linear(2, 2, bias=False)
     whole = nn.Sequential(nn.ReLU(), head)
