@@ -34,7 +34,7 @@ PAGE = ROOT / "docs" / "TRAINING.md"
 
 Record = dict[str, Any]
 
-#: What is trained: the task's model, the recipe's epochs, and PyTorch's form of the model.
+#: What is trained: the model of the task, and for how many epochs.
 TASKS: dict[str, tuple[str, int]] = {"cifar10": ("resnet20", 4), "text": ("gpt", 8)}
 
 

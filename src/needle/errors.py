@@ -73,6 +73,18 @@ class CompileError(NeedleError, RuntimeError):
     """The compiler cannot make code of something in a graph."""
 
 
+class MemoryBudgetError(CompileError):
+    """A program that does not fit ``memory_budget`` however much it computes again.
+
+    Attributes:
+        least: the bytes that it takes then.
+    """
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 class DivergenceError(NeedleError, ArithmeticError):
     """Compiled code gave another result than the references of the ops: a fault of the compiler."""
 

@@ -104,6 +104,21 @@ def test_a_budget_that_cannot_be_kept():
     program(x)
 
 
+def test_max_batch_of_a_function_with_a_budget():
+    """What does not fit even with everything computed again is too large, and no error."""
+    plain, _, x = training("norm")
+    budget = 2 * plain.memory_plan(x).peak_bytes
+    program, _, x = training("norm", memory_budget=budget)
+    most = program.max_batch(10 * budget, x)
+    assert most >= plain.max_batch(budget, x)
+    assert program.memory_plan(ndl.zeros((most, *x.shape[1:]))).peak_bytes <= budget
+    with pytest.raises(CompileError, match="memory_budget"):
+        program.memory_plan(ndl.zeros((most + 1, *x.shape[1:])))
+    tiny, _, x = training("norm", memory_budget=1000)
+    with pytest.raises(CompileError, match="batch of 1|memory_budget is 1,000"):
+        tiny.max_batch(budget, x)
+
+
 def test_long_chains_are_recomputed_in_parts():
     """Nothing is computed again from the beginning of the network."""
     ndl.manual_seed(0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from needle.compiled.memory_plan import plan_memory
 from needle.compiler.rematerialise import gaps, rematerialise
-from needle.errors import CompileError
+from needle.errors import MemoryBudgetError
 from needle.graph.traced import Traced
 
 
@@ -17,7 +17,7 @@ def fit(traced: Traced, budget: int) -> Traced:
     memory for the time that they cost. Each attempt is planned as it would run.
 
     Raises:
-        CompileError: that is not enough.
+        MemoryBudgetError: that is not enough.
     """
 
     def attempt(count: int) -> tuple[int, Traced]:
@@ -26,17 +26,18 @@ def fit(traced: Traced, budget: int) -> Traced:
             made = replace(traced, graph=rematerialise(traced.graph, found[:count]))
         return plan_memory(made).peak_bytes, made
 
-    peak, fitting = plan_memory(traced).peak_bytes, traced
+    peak = plan_memory(traced).peak_bytes
     if peak <= budget:
         return traced
     found = gaps(traced.graph)
     low, high = 0, len(found)  # how many are too few, and how many are enough
     least, fitting = attempt(high)
     if least > budget:
-        raise CompileError(
+        raise MemoryBudgetError(
             f"{traced.graph.name}: a call takes {peak:,} bytes, {least:,} with everything computed "
             f"again that can be, and memory_budget is {budget:,}: allow at least {least:,}, or "
-            "make the batch smaller (max_batch tells the largest that fits)"
+            "make the batch smaller (max_batch tells the largest that fits)",
+            least,
         )
     while high - low > max(1, high // 16):
         middle = (low + high) // 2

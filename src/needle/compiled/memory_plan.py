@@ -16,7 +16,7 @@ from needle.backends.cpu.varying import VaryingProgram
 from needle.compiler import pipeline
 from needle.compiler.memory import MemoryPlan
 from needle.compiler.rows import ROWS, marked
-from needle.errors import ArgumentError, NeedleError
+from needle.errors import ArgumentError, MemoryBudgetError, NeedleError
 from needle.graph.traced import Traced, is_array
 from needle.shapes import Spec
 from needle.tensor import Tensor, wrap
@@ -159,6 +159,10 @@ def max_batch(
             new_args, new_kwargs = tree.unflatten(structure, new)
             try:
                 known[n] = plan(*new_args, **new_kwargs).peak_bytes
+            except MemoryBudgetError as error:
+                if n == 1:
+                    raise
+                known[n] = max(error.least, budget + 1)  # it would not run, whatever is asked here
             except NeedleError as error:
                 error.message += f" (max_batch: while planning for a batch of {n})"
                 raise
