@@ -115,7 +115,7 @@ def test_max_batch_of_a_function_with_a_budget():
     with pytest.raises(CompileError, match="memory_budget"):
         program.memory_plan(ndl.zeros((most + 1, *x.shape[1:])))
     tiny, _, x = training("norm", memory_budget=1000)
-    with pytest.raises(CompileError, match="batch of 1|memory_budget is 1,000"):
+    with pytest.raises(CompileError, match=r"memory_budget is 1,000:"):
         tiny.max_batch(budget, x)
 
 
