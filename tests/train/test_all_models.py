@@ -90,7 +90,7 @@ LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 EVERY = {**SMALL, **LARGE}
 CASES = [
     *(pytest.param(name, 6, id=name) for name in SMALL),
-    *(pytest.param(name, 2, id=name, marks=pytest.mark.nightly) for name in LARGE),
+    *(pytest.param(name, 6, id=name, marks=pytest.mark.nightly) for name in LARGE),
 ]
 
 
@@ -119,8 +119,11 @@ def model_of(name: str, dtype: str) -> nn.Module:
 def losses_of(name: str, count: int, steps: int, dtype: str, is_compiled: bool) -> list[float]:
     """Train for some steps on one batch, and return the losses."""
     model = model_of(name, dtype)
-    # Adam would make steps of full length of gradients that are nothing but rounding.
-    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    # Adam would make steps of full length of gradients that are nothing but rounding. And longer
+    # steps of deep networks, or smaller batches to normalise, are chaos: another last bit of the
+    # images of ResNet-50 changed the eleventh loss by a third.
+    rate = 0.01 if name in SMALL else 0.001
+    optimizer = optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     x, y = batch_of(name, count, dtype)
 
     def step(x: Any, y: Any) -> Any:
