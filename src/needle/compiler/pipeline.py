@@ -15,6 +15,7 @@ from needle.compiler.passes.dead_code import remove_dead_code
 from needle.compiler.passes.decompose import decompose
 from needle.compiler.passes.fold import fold_constants
 from needle.compiler.passes.lay_out import lay_out
+from needle.compiler.passes.pair import pair
 from needle.compiler.passes.products import sum_products
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
@@ -36,6 +37,7 @@ class Pass(NamedTuple):
 PASSES: tuple[Pass, ...] = (
     Pass("remove dead code", remove_dead_code, "drop what no output needs"),
     Pass("decompose", decompose, "write compound ops with simpler ones"),
+    Pass("pair", pair, "multiply and add up pairs of bfloat16 in convolutions"),
     Pass("widen", widen, "hold sums of 16-bit floats in float32"),
     Pass("canonicalise", canonicalise, "of two ways to say the same, keep one"),
     Pass("simplify", simplify, "apply the rewrite rules"),

@@ -14,6 +14,8 @@ class Convolution:
         form: which partial derivative of the trilinear form the op is; see
             `needle.ops.convolution`. The inputs and attributes are those of `conv2d_nhwc` and its
             gradients.
+        in_pairs: whether the weight is in tiles of pairs; see `needle.ops.paired_convolution`.
     """
 
     form: Literal["forward", "input_grad", "weight_grad"]
+    in_pairs: bool = False

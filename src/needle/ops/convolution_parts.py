@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from needle.dtypes import is_float
 from needle.ops.contraction import matmul
-from needle.ops.engine import widen
 from needle.ops.movement import permute_dims, reshape
 from needle.ops.nhwc_convolution import (
     TO_HWIO,
@@ -58,18 +57,14 @@ def conv2d_by_parts(
     x: Tensor, weight: Tensor, *, stride: Pair, pads: Pads, dilation: Pair, groups: int
 ) -> Tensor:
     """Return what `conv2d` does."""
-    image, w = widen(x), widen(weight)
     out, depth, *kernel = weight.shape
     if _is_pointwise((kernel[0], kernel[1]), stride, pads, groups):
-        matrix = reshape(permute_dims(w, TO_HWIO), (depth, out))
+        matrix = reshape(permute_dims(weight, TO_HWIO), (depth, out))
         n, _, height, width = x.shape
-        result = _images(matmul(_rows(image), matrix), n, (height, width))
-    else:
-        image, w = permute_dims(image, TO_NHWC), permute_dims(w, TO_HWIO)
-        form = conv2d_nhwc if is_float(x.dtype) else convolve_patches
-        result = form(image, w, stride, pads, dilation, groups)
-        result = permute_dims(result, TO_NCHW)
-    return result.astype(x.dtype, copy=False)
+        return _images(matmul(_rows(x), matrix), n, (height, width))
+    image, w = permute_dims(x, TO_NHWC), permute_dims(weight, TO_HWIO)
+    form = conv2d_nhwc if is_float(x.dtype) else convolve_patches
+    return permute_dims(form(image, w, stride, pads, dilation, groups), TO_NCHW)
 
 
 def conv2d_input_grad_by_parts(
@@ -83,17 +78,14 @@ def conv2d_input_grad_by_parts(
     groups: int,
 ) -> Tensor:
     """Return what `conv2d_input_grad` does."""
-    g, w = widen(cotangent), widen(weight)
     out, depth, *kernel = weight.shape
     if _is_pointwise((kernel[0], kernel[1]), stride, pads, groups):
-        matrix = reshape(permute_dims(w, TO_HWIO), (depth, out))
-        result = _images(matmul(_rows(g), permute_dims(matrix, (1, 0))), g.shape[0], size)
-    else:
-        g, w = permute_dims(g, TO_NHWC), permute_dims(w, TO_HWIO)
-        form = conv2d_nhwc_input_grad if is_float(g.dtype) else convolve_patches_input_grad
-        result = form(g, w, size, stride, pads, dilation, groups)
-        result = permute_dims(result, TO_NCHW)
-    return result.astype(cotangent.dtype, copy=False)
+        matrix = reshape(permute_dims(weight, TO_HWIO), (depth, out))
+        rows = matmul(_rows(cotangent), permute_dims(matrix, (1, 0)))
+        return _images(rows, cotangent.shape[0], size)
+    g, w = permute_dims(cotangent, TO_NHWC), permute_dims(weight, TO_HWIO)
+    form = conv2d_nhwc_input_grad if is_float(g.dtype) else convolve_patches_input_grad
+    return permute_dims(form(g, w, size, stride, pads, dilation, groups), TO_NCHW)
 
 
 def conv2d_weight_grad_by_parts(
@@ -107,12 +99,9 @@ def conv2d_weight_grad_by_parts(
     groups: int,
 ) -> Tensor:
     """Return what `conv2d_weight_grad` does."""
-    g, image = widen(cotangent), widen(x)
     if _is_pointwise(kernel, stride, pads, groups):
-        result = matmul(permute_dims(_rows(image), (1, 0)), _rows(g))
-        result = reshape(result, (1, 1, *result.shape))
-    else:
-        g, image = permute_dims(g, TO_NHWC), permute_dims(image, TO_NHWC)
-        form = conv2d_nhwc_weight_grad if is_float(g.dtype) else convolve_patches_weight_grad
-        result = form(g, image, kernel, stride, pads, dilation, groups)
-    return permute_dims(result, TO_OIHW).astype(cotangent.dtype, copy=False)
+        result = matmul(permute_dims(_rows(x), (1, 0)), _rows(cotangent))
+        return permute_dims(reshape(result, (1, 1, *result.shape)), TO_OIHW)
+    g, image = permute_dims(cotangent, TO_NHWC), permute_dims(x, TO_NHWC)
+    form = conv2d_nhwc_weight_grad if is_float(g.dtype) else convolve_patches_weight_grad
+    return permute_dims(form(g, image, kernel, stride, pads, dilation, groups), TO_OIHW)

@@ -143,7 +143,8 @@ def _transposed(x: Array, axes: Shape) -> Array:
     return np.ascontiguousarray(x.transpose(axes))
 
 
-def _convolve(x: Array, weight: Array, **attrs: Any) -> Array:
+def convolve_nhwc(x: Array, weight: Array, **attrs: Any) -> Array:
+    """Return what `conv2d_nhwc` does, of arrays."""
     result = convolve(_transposed(x, TO_NCHW), _transposed(weight, TO_OIHW), **attrs)
     return _transposed(result, TO_NHWC)
 
@@ -221,7 +222,7 @@ def _samples() -> Iterable[Sample]:
 @op(
     kind=Kind.CONTRACTION,
     infer=_infer,
-    reference=widened(_convolve),
+    reference=widened(convolve_nhwc),
     lower=Convolution("forward"),
     vjp={"x": _by_x, "weight": _by_weight},
     samples=_samples,

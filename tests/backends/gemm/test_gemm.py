@@ -10,7 +10,7 @@ import pytest
 
 from needle import dtypes
 from needle.backends.cpu.gemm import Epilogue, GemmSpec, Matrix, Place, emit_gemm, plan
-from needle.backends.cpu.gemm.pair_tile import multiplies_pairs
+from needle.backends.cpu.gemm.pair_instructions import multiplies_pairs
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.dtypes import DType
 

@@ -15,7 +15,7 @@ import pytest
 
 from needle import dtypes
 from needle.backends.cpu.gemm import Epilogue, GemmSpec, Matrix, Place, emit_gemm, pairs
-from needle.backends.cpu.gemm.pair_tile import has_tiles, multiplies_pairs
+from needle.backends.cpu.gemm.pair_instructions import has_tiles, multiplies_pairs
 from needle.backends.cpu.jit import load
 from needle.backends.cpu.llvm import Function, Operand
 from needle.backends.cpu.module import Module

@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from needle.backends.cpu.conv import ConvSpec, Epilogue, Place, emit_conv, plan_conv
+from needle.backends.cpu.conv.pair_tile import convert_sums
 from needle.backends.cpu.emit import Position
 from needle.backends.cpu.epilogue import axes_of, fuse
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
+from needle.backends.cpu.operands import Operand
 from needle.backends.cpu.target import Target
 from needle.compiler.access import View, view_of
 from needle.compiler.fusion import Group
 from needle.compiler.index import Var
+from needle.dtypes import DType
 from needle.graph.ir import Node, Value
 from needle.ops.convolution_form import Convolution
 
@@ -33,7 +36,7 @@ class ConvolutionPlan:
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         """Emit the kernel: a call of the convolution's function with the epilogue fused in."""
         f = kernel.f
-        spec = replace(self.spec, epilogue=_epilogue(kernel, self.group))
+        spec = replace(self.spec, epilogue=_epilogue(kernel, self.group, self.spec.in_pairs))
         convolution = emit_conv(f.module, spec, self.threads, name=f"{f.name}_convolution")
         first, second = (
             f.pointer(kernel.pointer_of(v.base), v.offset, v.base.dtype) for v in self.operands
@@ -66,11 +69,15 @@ def plan_convolution(
 def _spec(node: Node, lower: Convolution) -> ConvSpec:
     """Return the convolution of which ``node`` computes the result or a gradient."""
     first, second, result = (v.shape for v in (*node.inputs, node.result))
-    (images, height, width, channels), (kh, kw, _, out) = {
+    image, weight = {
         "forward": (first, second),
         "input_grad": (result, second),
         "weight_grad": (second, result),
     }[lower.form]
+    images, height, width, channels = image
+    kh, kw, out = (*weight[:2], weight[-1])
+    if lower.in_pairs:
+        (kh, kw), out = node.attrs["kernel"], node.attrs["out_channels"]
     sliding: dict[str, Any] = {
         name: node.attrs[name] for name in ("stride", "pads", "dilation", "groups")
     }
@@ -87,7 +94,7 @@ def _spec(node: Node, lower: Convolution) -> ConvSpec:
     )
 
 
-def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
+def _epilogue(kernel: KernelFunction, group: Group, in_pairs: bool) -> Epilogue:
     """Return what computes and stores the group's pieces from a vector of sums."""
     axes = axes_of(group.pieces[0])
 
@@ -97,4 +104,7 @@ def _epilogue(kernel: KernelFunction, group: Group) -> Epilogue:
             if var is not None:
                 places[var] = Position(number, level)
 
-    return Epilogue(**fuse(kernel, group, stand)._asdict())
+    def convert(f: Function, sums: Operand, dtype: DType) -> Operand:
+        return convert_sums(f, sums) if in_pairs else f.convert(sums, dtype)
+
+    return Epilogue(**fuse(kernel, group, stand, convert)._asdict())

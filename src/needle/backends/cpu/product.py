@@ -17,7 +17,7 @@ from needle.backends.cpu.gemm import (
     emit_gemm,
     uses_pairs,
 )
-from needle.backends.cpu.gemm.pair_tile import round_sums
+from needle.backends.cpu.gemm.pair_instructions import round_sums
 from needle.backends.cpu.gemm.spec import Extent
 from needle.backends.cpu.gemm.varying import emit_sizes
 from needle.backends.cpu.kernel import KernelFunction

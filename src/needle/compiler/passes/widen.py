@@ -1,6 +1,7 @@
 """Widening: sums of 16-bit floats that kernels do not hold in float32 by themselves.
 
-That are those that lie in memory while they grow, and those of convolutions.
+That are those that lie in memory while they grow, and those of convolutions that are not computed
+in pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def widen(graph: Graph) -> Graph:
 
 def _is_narrow(node: Node) -> bool:
     lower, dtype = node.op.lower, node.results[0].dtype
-    is_sum = isinstance(lower, Convolution) or (isinstance(lower, Scan | Scatter) and lower.is_sum)
+    is_sum = isinstance(lower, Scan | Scatter) and lower.is_sum
+    if isinstance(lower, Convolution):
+        is_sum = not lower.in_pairs
     return is_sum and dtypes.is_float(dtype) and dtypes.accumulation_dtype(dtype) != dtype
 
 

@@ -37,6 +37,7 @@ class PaddedCopy:
         channels: how many are copied.
         dtype: of elements.
         prologue: computes the elements.
+        shared: how many of the zeros between two rows are those of both.
     """
 
     shape: tuple[int, ...]
@@ -44,13 +45,14 @@ class PaddedCopy:
     channels: int
     dtype: DType
     prologue: Prologue | None
+    shared: int = 0
 
     def call(
         self, f: Function, target: str, number: Index, top: Index, rows: Index, channel: Index = 0
     ) -> None:
         """Emit the copy of rows of an image from ``top`` on, which may lie outside, and of channels
         from ``channel`` on."""
-        key = ("padded copy", self.shape[1:], self.across, self.channels, self.dtype)
+        key = ("padded copy", self.shape[1:], self.across, self.channels, self.dtype, self.shared)
         prologue = self.prologue.key if self.prologue else None
         name = f.module.memo.get((key, prologue))
         if name is None:
@@ -68,6 +70,7 @@ class PaddedCopy:
         end = max(begin, end)
         left = (begin - seen.low) * channels if end > begin else length * channels
         inside = (end - begin) * channels
+        pitch = (length - self.shared) * channels
         right = length * channels - left - inside
         number, top = f.argument("number"), f.argument("top")
         channel: Index = f.argument("channel") if channels < every else 0
@@ -81,7 +84,7 @@ class PaddedCopy:
             each_vector(f, self.dtype, count, put)
 
         def row(i: Index, _: list[Operand]) -> None:
-            to = f.pointer("%target", f.mul_index(i, length * channels), self.dtype)
+            to = f.pointer("%target", f.mul_index(i, pitch), self.dtype)
             here = f.operand(f.add_index(top, i))
 
             def exists() -> None:

@@ -17,6 +17,8 @@ from needle.backends.cpu.conv.channels import (
 )
 from needle.backends.cpu.conv.dense import Dense
 from needle.backends.cpu.conv.dense_sums import DenseSums
+from needle.backends.cpu.conv.pair_plan import PairConvPlan, plan_pairs
+from needle.backends.cpu.conv.pairs import PairConvolution
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.sums_plan import DenseSumsPlan, plan_dense_sums
@@ -47,7 +49,7 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: DensePlan | ChannelPlan | DenseSumsPlan | ChannelSumsPlan | None
+    detail: DensePlan | ChannelPlan | DenseSumsPlan | ChannelSumsPlan | PairConvPlan | None
     tasks: int
     workspace: int
 
@@ -106,6 +108,9 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
     if 0 in spec.result:
         return ConvPlan(spec, None, 1, 0)
+    if spec.in_pairs:
+        pairs = plan_pairs(spec, threads)
+        return ConvPlan(spec, pairs, pairs.tasks, pairs.workspace)
     lanes = target.lanes(spec.dtype)
     size = spec.dtype.itemsize
     if is_by_channel(spec, target) and spec.form == "weight_grad":
@@ -149,6 +154,8 @@ def emit_conv(
         ChannelSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelPlan):
         Channels(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, PairConvPlan):
+        PairConvolution(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, DensePlan):
         Dense(f, spec, plan.detail).emit()
     return ConvKernel(f.end(), plan)

@@ -103,7 +103,8 @@ class ConvSpec:
         in_channels, out_channels: C and O.
         kernel: rows and columns of the kernel.
         stride, pads, dilation, groups: as those of the op.
-        dtype: of all operands: float32 or float64.
+        dtype: of all operands: float32, float64, or (forward) bfloat16, whose sums are float32 and
+            whose weight is in tiles of pairs; see `needle.ops.paired_convolution`.
         epilogue: what becomes of the sums; by default they are stored to the result.
         prologue: computes the first operand's elements.
 
@@ -131,8 +132,13 @@ class ConvSpec:
         if self.in_channels % self.groups or self.out_channels % self.groups:
             channels = f"{self.in_channels} and {self.out_channels}"
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
-        if self.dtype not in (dtypes.float32, dtypes.float64):
-            raise ValueError(f"only float32 and float64 are convolved so, not {self.dtype}")
+        if self.dtype not in (dtypes.float32, dtypes.float64) and not self.in_pairs:
+            raise ValueError(f"{self.dtype} is convolved forward only, not {self.form}")
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether factors are bfloat16, taken pair by pair."""
+        return self.dtype == dtypes.bfloat16 and self.form == "forward"
 
     @property
     def counts(self) -> Pair:
@@ -158,7 +164,7 @@ class ConvSpec:
 
     @property
     def w_shape(self) -> tuple[int, ...]:
-        """Shape of w."""
+        """Shape of w, without tiles."""
         return (*self.kernel, self.depth, self.out_channels)
 
     @property

@@ -11,58 +11,23 @@ from dataclasses import dataclass
 
 from needle import dtypes
 from needle.backends.cpu.gemm.microkernel import emit_call
+from needle.backends.cpu.gemm.pair_instructions import (
+    add_pairs,
+    clear_tile,
+    has_tiles,
+    load_tile,
+    multiply_tiles,
+    round_sums,
+    store_tile,
+)
 from needle.backends.cpu.gemm.spec import Epilogue, Extent, Place
 from needle.backends.cpu.gemm.vnni import LINE, PANEL, SIDE, TILE
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
-from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
 
 #: Rows of sums that AVX-512-BF16 holds in registers: with 32 columns, 16 registers.
 ROWS = 8
-
-
-def multiplies_pairs(target: Target) -> bool:
-    """Whether the processor multiplies pairs of bfloat16 and adds them up in float32."""
-    return has_tiles(target) or target.has("avx512bf16")
-
-
-def has_tiles(target: Target) -> bool:
-    """Whether the processor has AMX tiles of bfloat16 that this process may use."""
-    return target.has("amx-tile") and target.has("amx-bf16")
-
-
-def begin_tiles(f: Function) -> None:
-    """Emit the setting up of a thread's tile registers: eight of 16 lines of 64 bytes."""
-    data = [1, *[0] * 15, *[LINE, 0] * 8, *[0] * 16, *[SIDE] * 8, *[0] * 8]
-    listed = ", ".join(f"i8 {x}" for x in data)
-    name = f.module.constant("tiles", f"[64 x i8] [{listed}], align 64")
-    f.module.declare("llvm.x86.ldtilecfg", "void", ["ptr"])
-    f.emit(f"call void @llvm.x86.ldtilecfg(ptr @{name})")
-
-
-def end_tiles(f: Function) -> None:
-    """Emit the end of a thread's use of its tile registers, which the system then need not keep."""
-    f.module.declare("llvm.x86.tilerelease", "void", [])
-    f.emit("call void @llvm.x86.tilerelease()")
-
-
-def round_sums(f: Function, x: Operand) -> Operand:
-    """Return 16 or 32 sums of pairs as bfloat16.
-
-    By an instruction that takes subnormal numbers for zeros: sums of pairs are none.
-    """
-    rounded = f"<{x.lanes} x bfloat>"
-    if x.lanes == SIDE:
-        name, given = "llvm.x86.avx512bf16.cvtneps2bf16.512", [x]
-    else:
-        name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
-        given = [f.shuffle(x, x, range(at, at + SIDE)) for at in (SIDE, 0)]
-    f.module.declare(name, rounded, [part.type for part in given])
-    listed = ", ".join(part.typed for part in given)
-    bits = f.value(f"call {rounded} @{name}({listed})")
-    text = f.value(f"bitcast {rounded} {bits} to <{x.lanes} x i16>")
-    return Operand(text, dtypes.bfloat16, x.lanes)
 
 
 @dataclass(frozen=True)
@@ -158,16 +123,6 @@ class _Emitter:
 
     # AMX
 
-    def _instruction(self, name: str, arguments: str, *types: str) -> None:
-        self.f.module.declare(f"llvm.x86.{name}", "void", types)
-        self.f.emit(f"call void @llvm.x86.{name}({arguments})")
-
-    def _load_tile(self, number: int, pointer: str, step: Index, *, streams: bool = False) -> None:
-        """Emit a load; what ``streams`` through is not to push out of the L1 cache what stays."""
-        given = f"i8 {number}, ptr {pointer}, {self.f.operand(step).typed}"
-        name = "tileloaddt164" if streams else "tileloadd64"
-        self._instruction(name, given, "i8", "ptr", "i64")
-
     def _place(self, sums: str, i: int, j: int) -> str:
         """Return where the sums of a part of the tile stand."""
         return self.f.pointer(sums, i * PANEL + j * LINE, dtypes.uint8)
@@ -177,11 +132,11 @@ class _Emitter:
 
         def clear() -> None:
             for i, j in self.parts:
-                self._instruction("tilezero", f"i8 {2 * i + j}", "i8")
+                clear_tile(f, 2 * i + j)
 
         def resume() -> None:
             for i, j in self.parts:
-                self._load_tile(2 * i + j, self._place(sums, i, j), 2 * LINE)
+                load_tile(f, 2 * i + j, self._place(sums, i, j), 2 * LINE)
 
         if first is None:
             clear()
@@ -194,13 +149,12 @@ class _Emitter:
             for i, j in self.parts:
                 if j not in loaded:
                     tile = f.pointer(b, j * TILE, dtypes.uint8)
-                    self._load_tile(6 + j, tile, LINE, streams=True)
+                    load_tile(f, 6 + j, tile, LINE, streams=True)
                 if j == 0:
                     part = f.pointer(a, f.mul_index(i, half), dtypes.uint8)
-                    self._load_tile(4 + i, part, line)
+                    load_tile(f, 4 + i, part, line)
                 loaded.add(j)
-                given = f"i8 {2 * i + j}, i8 {4 + i}, i8 {6 + j}"
-                self._instruction("tdpbf16ps", given, "i8", "i8", "i8")
+                multiply_tiles(f, 2 * i + j, 4 + i, 6 + j)
 
         depth, lines, half, following = self._steps_of_a()
 
@@ -211,8 +165,7 @@ class _Emitter:
         f.loop(0, depth, 1, [], whole)
         f.branch(self._has_tail(), lambda: step("%tail_a", LINE, TILE, depth))
         for i, j in self.parts:
-            given = f"i8 {2 * i + j}, ptr {self._place(sums, i, j)}, i64 {2 * LINE}"
-            self._instruction("tilestored64", given, "i8", "ptr", "i64")
+            store_tile(f, 2 * i + j, self._place(sums, i, j), 2 * LINE)
 
     def _steps_of_a(self) -> tuple[Operand, ...]:
         """Return how many tiles of A there are along k, and the bytes between lines and tiles."""
@@ -271,19 +224,10 @@ class _Emitter:
                 row = f.pointer(a, f.mul_index(line, r), dtypes.uint8)
                 x = f.splat(f.load(row, p, words), SIDE)
                 for j, y in enumerate(columns):
-                    result.append(self._add_pairs(sums[r * across + j], x, y))
+                    result.append(add_pairs(f, sums[r * across + j], x, y))
             return result
 
         f.loop(0, self.rows, ROWS, [], rows)
-
-    def _add_pairs(self, total: Operand, x: Operand, y: Operand) -> Operand:
-        f = self.f
-        pairs = f"<{2 * SIDE} x bfloat>"
-        a, b = (f.value(f"bitcast {v.typed} to {pairs}") for v in (x, y))
-        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        f.module.declare(name, total.type, [total.type, pairs, pairs])
-        given = f"{total.typed}, {pairs} {a}, {pairs} {b}"
-        return total._replace(text=f.value(f"call {total.type} @{name}({given})"))
 
     # What becomes of the sums
 

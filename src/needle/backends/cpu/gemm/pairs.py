@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 from needle import dtypes
 from needle.backends.cpu.gemm.loops import Block, Product
-from needle.backends.cpu.gemm.pair_tile import (
-    PairTile,
+from needle.backends.cpu.gemm.pair_instructions import (
     begin_tiles,
     end_tiles,
     has_tiles,
     multiplies_pairs,
 )
+from needle.backends.cpu.gemm.pair_tile import PairTile
 from needle.backends.cpu.gemm.plan import Plan, task_grid
 from needle.backends.cpu.gemm.spec import Extent, GemmSpec
 from needle.backends.cpu.gemm.tiling import Run, Tiling, max_index
