@@ -5,7 +5,7 @@ import pytest
 from compiled_models import cnn_large, gpt_large
 
 import needle as ndl
-from needle import nn, optim
+from needle import models, nn, optim
 from needle.data import Digits
 from needle.errors import ArgumentError
 from needle.nn import functional as F
@@ -14,6 +14,10 @@ from needle.train.steps import TrainingStep
 
 def digits_mlp(dropout):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def resnet(dropout):
+    return models.CifarResNet(8, 4)
 
 
 def digits(count):
@@ -48,8 +52,13 @@ def texts(count):
 
 @pytest.mark.parametrize(
     ("make", "batches", "count"),
-    [(digits_mlp, digits, 60), (cnn_large, colours, 30), (gpt_large, texts, 40)],
-    ids=["mlp", "cnn", "gpt"],
+    [
+        (digits_mlp, digits, 60),
+        (cnn_large, colours, 30),
+        (resnet, colours, 30),
+        (gpt_large, texts, 40),
+    ],
+    ids=["mlp", "cnn", "resnet", "gpt"],
 )
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
 def test_losses_follow_those_of_float32(make, batches, count, compiled):

@@ -126,13 +126,13 @@ def _unpaired(tiles: Array, kernel: Pair, depth: int, out: int) -> Array:
     """Undo `pair_weight`."""
     groups, strips, count = tiles.shape[:3]
     order = PairOrder(kernel, depth)
-    matrix = np.transpose(tiles, (2, 3, 5, 0, 1, 4)).reshape(count * DEPTH, groups, strips * SIDE)
-    matrix = matrix[:, :, : out // groups].reshape(count * DEPTH, out)
+    columns = np.transpose(tiles, (2, 3, 5, 0, 1, 4)).reshape(count * DEPTH, groups, strips * SIDE)
+    matrix = columns[:, :, : out // groups].reshape(count * DEPTH, out)
     if order.is_by_row and order.gap:
         by_row = matrix.reshape(kernel[0], order.row_tiles * DEPTH, out)
         last = order.whole + order.gap
-        matrix = np.concatenate([by_row[:, : order.whole], by_row[:, last:]], 1)
-        return matrix.reshape(*kernel, depth, out)
+        rows = np.concatenate([by_row[:, : order.whole], by_row[:, last:]], 1)
+        return rows.reshape(*kernel, depth, out)
     return matrix[: kernel[0] * order.row].reshape(*kernel, depth, out)
 
 
@@ -148,7 +148,8 @@ def _infer(
     groups: int,
 ) -> Spec:
     _check_dtypes(x.dtype, weight.dtype)
-    counts = Window(kernel, stride, pads, dilation, groups).counts(x.shape[1:3], "conv2d_pairs")
+    size = (x.shape[1], x.shape[2])
+    counts = Window(kernel, stride, pads, dilation, groups).counts(size, "conv2d_pairs")
     expected = paired_shape(kernel, x.shape[3] // groups, out_channels // groups, groups)
     if weight.shape != expected:
         raise ShapeError(

@@ -7,7 +7,8 @@ of few channels) is computed in float32; see `needle.compiler.passes.widen`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from needle import dtypes
 from needle.graph.ir import Graph, Node, Value, keep
@@ -15,7 +16,10 @@ from needle.graph.tracing import expand
 from needle.ops.convolution_form import Convolution
 from needle.ops.paired_convolution import SIDE, conv2d_in_pairs, conv2d_input_grad_in_pairs
 
-_FORMS = {"forward": conv2d_in_pairs, "input_grad": conv2d_input_grad_in_pairs}
+_FORMS: dict[str, Callable[..., Any]] = {
+    "forward": conv2d_in_pairs,
+    "input_grad": conv2d_input_grad_in_pairs,
+}
 
 
 def pair(graph: Graph) -> Graph:

@@ -96,12 +96,12 @@ class PairConvPlan:
     @property
     def shared(self) -> tuple[int, int]:
         """Rows, and columns, of zeros in the copy that are the end of one image, or row, and the
-        beginning of the next."""
+        beginning of the next; not more than leaves a place for each result."""
         if not self.copies:
             return 0, 0
         _, height, width, _ = self.work.source
         down, across = (
-            max(0, min(-seen.low, seen.high - size))
+            max(0, min(-seen.low, seen.high - size, seen.span - 1))
             for seen, size in ((self.work.down, height), (self.work.across, width))
         )
         return (down if self.rows == self.work.down.extent else 0), across
@@ -184,9 +184,10 @@ def _has_lines(spec: ConvSpec, order: PairOrder) -> bool:
 
 
 def _grids(threads: int, parts: int) -> Iterator[tuple[int, int]]:
-    """Yield ways to split blocks and channels among threads."""
+    """Yield ways to split blocks and channels among threads; and not to split them."""
+    yield 1, 1
     for blocks in range(1, threads + 1):
-        if threads % blocks == 0 and threads // blocks <= parts:
+        if threads > 1 and threads % blocks == 0 and threads // blocks <= parts:
             yield blocks, threads // blocks
 
 

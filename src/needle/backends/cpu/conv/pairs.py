@@ -28,12 +28,12 @@ class Pixels(NamedTuple):
     Attributes:
         source: the products of the first.
         first: its number in the line.
-        count: how many.
+        length: how many.
     """
 
     source: str
     first: Index
-    count: Index
+    length: Index
 
 
 class Panel(NamedTuple):
@@ -252,8 +252,8 @@ class PairConvolution:
         """Emit ``visit(first, count, down)`` for tiles of pixels: the last is half as high, if that
         will do."""
         f, edge, down = self.f, self.plan.edge, self.plan.down
-        whole = f.mul_index(f.floordiv_index(pixels.count, edge), edge)
-        rest = f.sub_index(pixels.count, whole)
+        whole = f.mul_index(f.floordiv_index(pixels.length, edge), edge)
+        rest = f.sub_index(pixels.length, whole)
         f.loop(0, whole, edge, [], lambda at, _: visit(at, edge, down))
         if isinstance(rest, int):
             if rest:

@@ -133,7 +133,10 @@ class ConvSpec:
             channels = f"{self.in_channels} and {self.out_channels}"
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
         if self.dtype not in (dtypes.float32, dtypes.float64) and not self.in_pairs:
-            raise ValueError(f"{self.dtype} is convolved forward only, not {self.form}")
+            raise ValueError(
+                "only float32 and float64, and bfloat16 forward, are convolved so, not "
+                f"{self.dtype} ({self.form})"
+            )
 
     @property
     def in_pairs(self) -> bool:
