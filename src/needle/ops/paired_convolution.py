@@ -1,21 +1,22 @@
 """Convolution in bfloat16, channels last, of weights laid out for processors that multiply pairs.
 
 AMX and AVX-512-BF16 take factors two by two, neighbours along what is summed. Images with their
-channels last have them so; a weight is put into tiles of 16 pairs × 16 output channels, which are
-read from the first to the last. `pair_weight` does that with ops, in the graph, like any other
-change of layout: it moves, shares and fuses, and what computes it stands apart from the kernel.
+channels last have them so; of a weight, two are joined to a word, and the words put into tiles of
+16 pairs × 16 output channels, which are read from the first to the last. `pair_weight` does that
+with ops, in the graph, like any other change of layout: it moves, shares and fuses, and what
+computes it stands apart from the kernel.
 
-The op has no gradients and no public function: only passes make it, of `conv2d_nhwc` and of its
-gradient by the input (`needle.compiler.passes.pair`).
+The two ops here have no gradients and no public functions: only passes make them, of `conv2d_nhwc`
+and of its gradient by the input (`needle.compiler.passes.pair`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from needle.dtypes import DType
+from needle.dtypes import DType, bfloat16, float32, uint32
 from needle.errors import DTypeError, ShapeError
 from needle.ops.convolution_form import Convolution
 from needle.ops.elementwise import widened
@@ -98,8 +99,41 @@ class PairOrder(NamedTuple):
 
 def paired_shape(kernel: Pair, depth: int, outs: int, groups: int) -> Shape:
     """Return the shape of a weight in tiles: groups, strips of 16 of ``outs`` channels, tiles,
-    pairs, channels, the two of a pair."""
-    return (groups, -(-outs // SIDE), PairOrder(kernel, depth).tiles, SIDE, SIDE, 2)
+    pairs, channels."""
+    return (groups, -(-outs // SIDE), PairOrder(kernel, depth).tiles, SIDE, SIDE)
+
+
+def _infer_words(even: Spec, odd: Spec) -> Spec:
+    _check_dtypes(even.dtype, odd.dtype)
+    if even.shape != odd.shape:
+        raise ShapeError(f"pair_words: shapes {list(even.shape)} and {list(odd.shape)} differ")
+    return Spec(even.shape, uint32)
+
+
+def _words(even: Array, odd: Array) -> Array:
+    low, high = (x.view(np.uint16).astype(np.uint32) for x in (even, odd))
+    return low | high << np.uint32(16)
+
+
+def _lower_words(b: Any, even: Any, odd: Any) -> Any:
+    # A bfloat16 is the upper half of the float32 that it is computed as.
+    low, high = (b.bitcast(b.convert(x, float32), uint32) for x in (even, odd))
+    return b.bit_or(b.right_shift(low, b.like(16, low)), high)
+
+
+#: Words of 32 bits, of the bits of two bfloat16: the first is the lower half.
+PAIR_WORDS = Op(
+    name="pair_words",
+    function=_words,
+    samples=list,
+    is_method=False,
+    kind=Kind.ELEMENTWISE,
+    infer=_infer_words,
+    reference=_words,
+    lower=_lower_words,
+    exact=True,
+    inputs=("even", "odd"),
+)
 
 
 def pair_weight(weight: Tensor, groups: int) -> Tensor:
@@ -118,15 +152,19 @@ def pair_weight(weight: Tensor, groups: int) -> Tensor:
     beyond = (order.tiles * DEPTH - matrix.shape[0], strips * SIDE - out // groups)
     if any(beyond):
         matrix = pad(matrix, ((0, beyond[0]), (0, 0), (0, beyond[1])))
-    tiles = reshape(matrix, (order.tiles, SIDE, 2, groups, strips, SIDE))
-    return permute_dims(tiles, (3, 4, 0, 1, 5, 2))
+    pairs = reshape(matrix, (order.tiles, SIDE, 2, groups, strips, SIDE))
+    halves = [permute_dims(pairs[:, :, i], (2, 3, 0, 1, 4)) for i in range(2)]
+    words: Tensor = engine.apply(PAIR_WORDS, tuple(halves), {})
+    return words
 
 
 def _unpaired(tiles: Array, kernel: Pair, depth: int, out: int) -> Array:
     """Undo `pair_weight`."""
     groups, strips, count = tiles.shape[:3]
     order = PairOrder(kernel, depth)
-    columns = np.transpose(tiles, (2, 3, 5, 0, 1, 4)).reshape(count * DEPTH, groups, strips * SIDE)
+    words = np.transpose(tiles, (2, 3, 0, 1, 4))
+    halves = [(words >> np.uint32(16 * i)).astype(np.uint16).view(bfloat16) for i in range(2)]
+    columns = np.stack(halves, 2).reshape(count * DEPTH, groups, strips * SIDE)
     matrix = columns[:, :, : out // groups].reshape(count * DEPTH, out)
     if order.is_by_row and order.gap:
         by_row = matrix.reshape(kernel[0], order.row_tiles * DEPTH, out)
@@ -147,22 +185,22 @@ def _infer(
     dilation: Pair,
     groups: int,
 ) -> Spec:
-    _check_dtypes(x.dtype, weight.dtype)
+    _check_dtypes(x.dtype)
     size = (x.shape[1], x.shape[2])
     counts = Window(kernel, stride, pads, dilation, groups).counts(size, "conv2d_pairs")
     expected = paired_shape(kernel, x.shape[3] // groups, out_channels // groups, groups)
-    if weight.shape != expected:
+    if weight != Spec(expected, uint32):
         raise ShapeError(
-            f"conv2d_pairs: the weight of such a convolution of {list(x.shape)} has tiles "
-            f"{list(expected)}, got {list(weight.shape)}"
+            f"conv2d_pairs: the weight of such a convolution of {list(x.shape)} has words "
+            f"{list(expected)} of uint32, got {weight}"
         )
     return Spec((x.shape[0], *counts, out_channels), x.dtype)
 
 
 def _check_dtypes(*given: DType) -> None:
-    if any(dtype.name != "bfloat16" for dtype in given):
+    if any(dtype != bfloat16 for dtype in given):
         names = " and ".join(dtype.name for dtype in given)
-        raise DTypeError(f"conv2d_pairs: pairs are of bfloat16, got {names}")
+        raise DTypeError(f"pairs are of bfloat16, got {names}")
 
 
 def _convolve_pairs(
@@ -177,7 +215,9 @@ def _convolve_pairs(
     groups: int,
 ) -> Array:
     w = _unpaired(weight, kernel, x.shape[3] // groups, out_channels)
-    return convolve_nhwc(x, w, stride=stride, pads=pads, dilation=dilation, groups=groups)
+    convolve = widened(convolve_nhwc)
+    result: Array = convolve(x, w, stride=stride, pads=pads, dilation=dilation, groups=groups)
+    return result
 
 
 def _products(
@@ -194,7 +234,7 @@ CONV2D_PAIRS = Op(
     is_method=False,
     kind=Kind.CONTRACTION,
     infer=_infer,
-    reference=widened(_convolve_pairs),
+    reference=_convolve_pairs,
     lower=Convolution("forward", in_pairs=True),
     flops=_products,
     inputs=("x", "weight"),

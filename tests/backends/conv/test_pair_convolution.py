@@ -216,11 +216,13 @@ def test_ways() -> None:
 @pytest.mark.parametrize("depth", [1, 3, 16, 17, 32, 40, 64])
 def test_the_order_has_each_product_once(kernel: tuple[int, int], depth: int) -> None:
     count = kernel[0] * kernel[1] * depth
-    weight = np.arange(1, count + 1, dtype=np.float32).reshape(*kernel, depth, 1)
+    # All numbers of 16 bits, from 1 on, are different.
+    bits = np.arange(0x3F80, 0x3F80 + count, dtype=np.uint16)
+    weight = bits.view(dtypes.bfloat16).reshape(*kernel, depth, 1)
     tiles = in_tiles(weight, 1)
     assert tiles.shape[2] == PairOrder(kernel, depth).tiles
-    found = tiles[0, 0, :, :, 0].ravel()
-    np.testing.assert_array_equal(found[found > 0], np.arange(1, count + 1))
+    found = tiles[0, 0, :, :, :1].view(np.uint16).view(dtypes.bfloat16).ravel()
+    np.testing.assert_array_equal(found[found > 0], weight.ravel())
     assert not tiles[0, 0, :, :, 1:].any()
 
 
