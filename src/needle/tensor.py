@@ -310,14 +310,18 @@ class Tensor(TensorMethods):
             array.flags.writeable = False
         return array
 
-    def _values(self, use: str) -> Array:
-        """Return the array, for a ``use`` of its values in Python."""
+    def _values(self, use: str, is_element: bool = False) -> Array:
+        """Return the array, for a ``use`` of its values, or of its only element, in Python."""
         array: Any = self._data
+        trace = modes.state.trace
+        if trace is not None and is_element:
+            answer = trace.answer(self, use)
+            if answer is not None:
+                return np.asarray(answer)
         if array.__class__ is Spec:
             raise DeviceError("a meta tensor has shape and dtype but no values")
         if array.__class__ is not np.ndarray:
             array.refuse(use)
-        trace = modes.state.trace
         if trace is not None:
             trace.note_read(self, use)
         values: Array = array
@@ -362,7 +366,7 @@ class Tensor(TensorMethods):
                 f"item: needs exactly one element, got shape {list(self.shape)}; "
                 "index an element or use tolist()"
             )
-        return self._values("item()").item()
+        return self._values("item()", is_element=True).item()
 
     def tolist(self) -> Any:
         """Return the values as nested lists of Python numbers."""
@@ -388,7 +392,7 @@ class Tensor(TensorMethods):
             raise ShapeError(
                 f"{kind}(): needs exactly one element, got shape {list(self.shape)}{way_out}"
             )
-        return self._values(f"{kind}()").item()
+        return self._values(f"{kind}()", is_element=True).item()
 
     def __len__(self) -> int:
         if not self.shape:

@@ -17,7 +17,6 @@ from needle.compiled.wording import listed, quantity
 from needle.compiler import pipeline
 from needle.errors import ArgumentError
 from needle.graph.ir import Graph
-from needle.graph.traced import Traced
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,9 @@ class Explanation:
         code_bytes: size of the object code.
         extents: how many extents of a `Dim` one program serves, and why not more; empty if none is
             declared. Kernels and times are those of a program for this extent alone.
+        ahead: with ``branches="specialise"``, the programs that run ahead of this one and say which
+            path a call takes.
+        guards: the tree of the paths that were traced, and how often each was taken.
     """
 
     traced: Graph
@@ -66,16 +68,18 @@ class Explanation:
     code_bytes: int
     extents: str
     _program: Program = field(repr=False)
+    ahead: tuple[Explanation, ...] = ()
+    guards: str = ""
 
     @property
     def flops(self) -> int:
         """Arithmetic operations of one call; an op that two kernels compute counts twice."""
-        return sum(k.flops for k in self.groups)
+        return sum(k.flops for k in self.groups) + sum(e.flops for e in self.ahead)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes that the kernels of one call read and write, together."""
-        return sum(k.bytes_moved for k in self.groups)
+        return sum(k.bytes_moved for k in self.groups) + sum(e.bytes_moved for e in self.ahead)
 
     @cached_property
     def llvm(self) -> str:
@@ -117,7 +121,9 @@ class Explanation:
         return self.draw()
 
     def __str__(self) -> str:
-        return "\n".join([*self._head(), "", *self._kernel_lines(), "", *self._tail()])
+        own = "\n".join([*self._head(), "", *self._kernel_lines(), "", *self._tail()])
+        guards = [f"guards: {self.guards}"] if self.guards else []
+        return "\n\n".join([*map(str, self.ahead), own, *guards])
 
     def __repr__(self) -> str:
         return f"<explanation of {self.traced.name}: {len(self.groups)} kernels>"
@@ -145,7 +151,9 @@ class Explanation:
             origin = [f"layers {listed(k.scopes)}" if k.scopes else "", listed(k.lines)]
             if any(origin):
                 lines.append(f"  {'':<{width}}  from {', at '.join(o for o in origin if o)}")
-        total = f"{quantity(self.flops, 'FLOP')}, {quantity(self.bytes_moved, 'B')} read or written"
+        flops = quantity(sum(k.flops for k in self.groups), "FLOP")
+        moved = quantity(sum(k.bytes_moved for k in self.groups), "B")
+        total = f"{flops}, {moved} read or written"
         return [*lines, f"  {'in all':<{width}}  {total}"]
 
     def _tail(self) -> list[str]:
@@ -161,17 +169,18 @@ class Explanation:
         ]
 
 
-def explain(traced: Traced, seconds: float, extents: str = "") -> Explanation:
+def explain(whole: Graph, arguments: int, seconds: float, extents: str = "") -> Explanation:
     """Return what the compiler makes of a trace.
 
     Args:
-        traced: the trace.
+        whole: the graph that was traced.
+        arguments: how many of its inputs are arguments.
         seconds: how long it took to make.
         extents: see `Explanation`.
     """
     effects: list[PassEffect] = []
     start = last = time.perf_counter()
-    size = len(traced.graph.nodes)
+    size = len(whole.nodes)
 
     def observe(p: pipeline.Pass, graph: Graph) -> None:
         nonlocal last, size
@@ -179,9 +188,9 @@ def explain(traced: Traced, seconds: float, extents: str = "") -> Explanation:
         effects.append(PassEffect(p.name, p.purpose, size, graph, now - last))
         last, size = time.perf_counter(), len(graph.nodes)
 
-    graph = pipeline.run(traced.graph, observe)
+    graph = pipeline.run(whole, observe)
     times = {"trace": seconds, "passes": time.perf_counter() - start}
-    source = Source(traced.graph, get_num_threads(), host())
+    source = Source(whole, get_num_threads(), host())
     start = time.perf_counter()
     program = Program(graph, source.threads, source.target)
     times["code generation"] = time.perf_counter() - start
@@ -189,11 +198,11 @@ def explain(traced: Traced, seconds: float, extents: str = "") -> Explanation:
     code = jit.compile_objects(program.module)
     times["machine code"] = time.perf_counter() - start
     return Explanation(
-        traced.graph,
+        whole,
         graph,
         tuple(effects),
         tuple(kernels_of(program)),
-        memory_of(program, traced.arguments),
+        memory_of(program, arguments),
         cache.has(source.key()),
         times,
         sum(map(len, code)),

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from needle import tree
 from needle.arrays import to_array
+from needle.compiled.branches import QUESTIONS, Answers, Branched
 from needle.compiled.check import Checked
 from needle.compiled.dim import Dims, as_dims, generalise
 from needle.compiled.executable import Executable, build, generates_code
-from needle.compiled.specialization import Specialization
+from needle.compiled.signature import (
+    TENSOR,
+    is_hashable,
+    leaf_key,
+    unhashable_error,
+    what_changes,
+)
+from needle.compiled.specialization import Specialization, changed_error
 from needle.compiled.varying import Varying
 from needle.config import modes
 from needle.devices import META
@@ -56,6 +64,8 @@ class Compiled(Generic[P, R]):
         backend: str | None = None,
         dims: Dims | None = None,
         memory_budget: int | None = None,
+        branches: str | None = None,
+        path_budget: int = 16,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -72,18 +82,23 @@ class Compiled(Generic[P, R]):
         self.keep_grads = keep_grads
         self.backend = backend
         self.memory_budget = memory_budget
+        self.branches = branches
+        self.path_budget = path_budget
+        self._check_branches()
         self._varying = self._make_varying() if any(any(d) for d in self.dims.values()) else None
-        self._table: dict[Any, list[Specialization]] = {}
-        self._last: Specialization | None = None
+        self._table: dict[Any, list[Specialization | Branched]] = {}
+        self._last: Specialization | Branched | None = None
         functools.update_wrapper(self, function, updated=())
 
     @property
     def specializations(self) -> list[Specialization]:
         """What the function has been compiled for, in order.
 
-        Of those that share one program for all extents of a `Dim`, it is the first.
+        Of those that share one program for all extents of a `Dim`, it is the first. With
+        ``branches="specialise"`` there is one for each path.
         """
-        found = [s for entries in self._table.values() for s in entries]
+        entries = [entry for entries in self._table.values() for entry in entries]
+        found = [s for entry in entries for s in entry.specializations]
         return list({id(s.family or s): s for s in reversed(found)}.values())[::-1]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -119,7 +134,7 @@ class Compiled(Generic[P, R]):
         kwargs: dict[str, Any],
         leaves: list[Any],
         structure: tree.TreeDef,
-    ) -> Specialization:
+    ) -> Specialization | Branched:
         """Return the specialisation for these arguments; make it if there is none."""
         key = self._key(args, kwargs, leaves, structure)
         found = self._find(key, leaves)
@@ -129,22 +144,73 @@ class Compiled(Generic[P, R]):
             found = self._find(key, leaves)  # another thread may have made it meanwhile
             if found is None:
                 self._check_budget(key, args, kwargs)
-                start = time.perf_counter()
-                if self._varying is not None:
-                    found = self._find_varying(key, args, kwargs, leaves, self._varying)
-                    self._varying.drop_oldest(self._table)
-                if found is None:
-                    traced = self._trace(args, kwargs)
-                    is_flat = not kwargs and len(leaves) == len(args)
-                    found = Specialization(traced, leaves, is_flat, self._build)
+                found = self._make(key, args, kwargs, leaves, structure)
                 if not found.is_valid():
-                    raise TraceError(
-                        f"{function_name(self.function)}: what it depends on was changed while it "
-                        "was traced, by the function itself or by another thread"
-                    )
-                found.seconds = time.perf_counter() - start
+                    raise changed_error(function_name(self.function))
                 self._table.setdefault(key, []).append(found)
             return found
+
+    def _make(
+        self,
+        key: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: list[Any],
+        structure: tree.TreeDef,
+    ) -> Specialization | Branched:
+        """Trace and compile the function for these arguments."""
+        start = time.perf_counter()
+        is_flat = not kwargs and len(leaves) == len(args)
+        found: Specialization | None = None
+        if self._varying is not None:
+            found = self._find_varying(key, args, kwargs, leaves, self._varying)
+            self._varying.drop_oldest(self._table)
+        if self.branches is not None:
+            return self._make_branched(leaves, structure, is_flat)
+        if found is None:
+            found = Specialization(self._trace(args, kwargs), leaves, is_flat, self._build)
+        found.seconds = time.perf_counter() - start
+        return found
+
+    def _make_branched(
+        self, leaves: Sequence[Any], structure: tree.TreeDef, is_flat: bool
+    ) -> Branched:
+        """Trace and compile the path that a call with these arguments takes."""
+        return Branched(
+            function_name(self.function),
+            leaves,
+            structure,
+            is_flat,
+            lambda given, answers: self._trace(given[0], given[1], (), answers),
+            self._build,
+            self._call_again,
+            self.path_budget,
+        )
+
+    def _call_again(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], branched: Branched, missing: Any
+    ) -> Any:
+        """Have a path traced that is missing, and call the function."""
+        with _tracing:
+            branched.extend(tree.flatten((args, kwargs))[0], missing)
+        return self._call(args, kwargs)
+
+    def _check_branches(self) -> None:
+        """Raise unless the options for branches make sense."""
+        if self.branches not in (None, "specialise"):
+            raise ArgumentError(
+                f"compile: branches is {self.branches!r}; it is None, so that Python's branches on "
+                "values are errors, or 'specialise', to compile each path that is taken"
+            )
+        if self.path_budget < 1:
+            raise ArgumentError(
+                f"compile: the path budget must be at least 1, got {self.path_budget}"
+            )
+        if self.branches is not None and self.memory_budget is not None:
+            raise ArgumentError(
+                "compile: memory_budget plans for one program, and with branches='specialise' each "
+                "path has several; choose by hand what is computed again, with ndl.checkpoint"
+            )
 
     def _check_names(self) -> None:
         """Raise if an axis is declared of an argument that the function does not have."""
@@ -161,7 +227,9 @@ class Compiled(Generic[P, R]):
 
     def _make_varying(self) -> Varying:
         refusal = ""
-        if self.check:
+        if self.branches is not None:
+            refusal = "branches='specialise' follows what Python asks for single values"
+        elif self.check:
             refusal = "check=True compares single ops"
         elif self.memory_budget is not None:
             refusal = "memory_budget plans for one extent"
@@ -189,8 +257,8 @@ class Compiled(Generic[P, R]):
         self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[list[str], list[Shape | None], Any]:
         """Return name and shape of each leaf, and what else makes the signature."""
-        shapes = [part[1] if part[0] is _TENSOR else None for part in key[1]]
-        rest = tuple([part[2:] if part[0] is _TENSOR else part for part in key[1]])
+        shapes = [part[1] if part[0] is TENSOR else None for part in key[1]]
+        rest = tuple([part[2:] if part[0] is TENSOR else part for part in key[1]])
         return argument_names(self.function, args, kwargs), shapes, (key[0], rest, key[2:])
 
     def _trace(
@@ -198,7 +266,10 @@ class Compiled(Generic[P, R]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         shapes: Sequence[Shape | None] = (),
+        guide: Answers | None = None,
     ) -> Traced:
+        if guide is None and self.branches is not None:
+            guide = Answers(function_name(self.function), {}, (), self.path_budget * QUESTIONS)
         traced = trace_call(
             self.function,
             args,
@@ -206,6 +277,7 @@ class Compiled(Generic[P, R]):
             keep_grads=self.keep_grads,
             differentiable=True,
             shapes=shapes,
+            guide=guide,
         )
         if self.memory_budget is None:
             return traced
@@ -218,7 +290,7 @@ class Compiled(Generic[P, R]):
             return Checked(graph, lambda g: build(g, self.backend))
         return build(graph, self.backend)
 
-    def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | None:
+    def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | Branched | None:
         for candidate in reversed(self._table.get(key, ())):
             if candidate.is_valid() and candidate._fits_grads(leaves):
                 return candidate
@@ -231,18 +303,11 @@ class Compiled(Generic[P, R]):
         leaves: list[Any],
         structure: tree.TreeDef,
     ) -> Any:
-        state = modes.state
-        parts = tuple([_leaf_key(leaf) for leaf in leaves])
-        if not _is_hashable(parts):
+        parts = tuple([leaf_key(leaf) for leaf in leaves])
+        if not is_hashable(parts):
             names = argument_names(self.function, args, kwargs)
-            name, leaf = next(
-                (n, x) for n, x in zip(names, leaves, strict=True) if not _is_hashable(_leaf_key(x))
-            )
-            raise ArgumentTypeError(
-                f"{function_name(self.function)}: the argument {name} is a {type(leaf).__name__}, "
-                "neither a tensor nor hashable; what is no tensor is part of the signature: pass "
-                "numbers, a tuple or a frozen dataclass, or let the function take it from outside"
-            )
+            raise unhashable_error(function_name(self.function), names, leaves)
+        state = modes.state
         return structure, parts, state.grad, state.inference, state.autocast
 
     def _check_budget(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -258,38 +323,13 @@ class Compiled(Generic[P, R]):
             made.add(signature)
             return
         name = function_name(self.function)
-        what, way_out = self._what_changes(key, argument_names(self.function, args, kwargs))
+        changed = {w.what for s in self.specializations for w in s.changed()}
+        names = argument_names(self.function, args, kwargs)
+        what, way_out = what_changes([*self._table, key], names, changed)
         raise TraceError(
             f"{name} has been compiled for {len(made)} signatures, which is its budget, and now "
             f"comes another one: {what}. {way_out}, or allow more with compile(..., "
             f"budget={2 * self.budget}); {name}.specializations lists them"
-        )
-
-    def _what_changes(self, key: Any, names: list[str]) -> tuple[str, str]:
-        """Return which argument differs most from call to call, and what to do about it."""
-        columns: list[list[Any]] = [[] for _ in key[1]]
-        for structure, parts, *_ in (*self._table, key):
-            if structure == key[0]:
-                for column, part in zip(columns, parts, strict=True):
-                    if part not in column:
-                        column.append(part)
-        most = max(range(len(columns)), key=lambda i: len(columns[i]), default=-1)
-        if most < 0 or len(columns[most]) == 1:
-            changed = {w.what for s in self.specializations for w in s.changed()}
-            listed = ", ".join(sorted(changed)) or "modes or state"
-            return (
-                f"what it takes from outside keeps changing ({listed})",
-                "Pass as an argument, or keep in a tensor, what changes",
-            )
-        shown = ", ".join(_show(part) for part in columns[most][-4:])
-        if columns[most][0][0] is _TENSOR:
-            return (
-                f"the shape of the argument {names[most]} keeps changing ({shown}, …)",
-                "Pad it to one extent, declare the extent to vary with ndl.Dim",
-            )
-        return (
-            f"the value of the argument {names[most]} keeps changing ({shown}, …)",
-            "Pass it as a 0-d tensor or array, whose values are no part of the signature",
         )
 
     # Looking inside
@@ -320,11 +360,51 @@ class Compiled(Generic[P, R]):
             >>> len(report.groups), report.groups[0].ops, report.bytes_moved
             (1, ('exp', 'multiply'), 8000)
         """
+        extents = self._preview(args, kwargs)[1]
+        if self.branches is not None:
+            from needle.compiled.branches.report import explain_path, guards_with
+
+            known, path = self._preview_path(args, kwargs)
+            return explain_path(path, guards_with(known, path), extents)
         from needle.compiled.explain import explain
 
         start = time.perf_counter()
         traced = self.trace(*args, **kwargs)
-        return explain(traced, time.perf_counter() - start, self._preview(args, kwargs)[1])
+        seconds = time.perf_counter() - start
+        return explain(traced.graph, traced.arguments, seconds, extents)
+
+    def guards(self) -> str:
+        """Return the paths of a function that is compiled with ``branches="specialise"``, as text.
+
+        For each signature a tree: the user's line and what it asks, where each answer leads, and
+        how often.
+
+        Example:
+            >>> @ndl.compile(branches="specialise")
+            ... def shrink(x):
+            ...     return x / 2 if (x * x).sum() > 1 else x
+            >>> for x in ([3.0, 4.0], [0.5, 0.5], [6.0, 8.0]):
+            ...     _ = shrink(ndl.asarray(x))
+            >>> print(shrink.guards())
+            shrink(x: float32[2]): 2 paths of at most 16
+            ...  # greater(sum(multiply(x, x)), 1.0)
+            ├─ True (2 calls): path 1
+            └─ False (1 call): path 2
+        """
+        from needle.compiled.branches.report import guards_text
+
+        entries = [entry for entries in self._table.values() for entry in entries]
+        return "\n".join(guards_text(e) for e in entries if isinstance(e, Branched))
+
+    def _preview_path(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Branched | None, Branched]:
+        """Return what serves the arguments, if there is anything, and the path that they take."""
+        leaves, structure = tree.flatten((args, kwargs))
+        with _tracing:
+            known = self._find(self._key(args, kwargs, leaves, structure), leaves)
+            path = self._make_branched(leaves, structure, not kwargs)
+        return known if isinstance(known, Branched) else None, path
 
     def _preview(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -350,8 +430,13 @@ class Compiled(Generic[P, R]):
         from needle.compiled.memory_plan import memory_at, plan_memory
 
         found, extents = self._preview(args, kwargs)
+        if self.branches is not None:
+            from needle.compiled.branches.report import memory_of_path
+
+            return memory_of_path(self._preview_path(args, kwargs)[1], extents)
         if found is None:
-            return replace(plan_memory(self.trace(*args, **kwargs)), extents=extents)
+            traced = self.trace(*args, **kwargs)
+            return replace(plan_memory(traced.graph, traced.arguments), extents=extents)
         executable: Any = found.executable
         memory = memory_at(executable.program, executable.rows, found.traced.arguments)
         return replace(memory, extents=extents)
@@ -386,31 +471,6 @@ class Compiled(Generic[P, R]):
         return f"<compiled {name}: {len(self.specializations)} specializations>"
 
 
-_TENSOR = object()
-
-
-def _leaf_key(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        data = leaf._data
-        return _TENSOR, data.shape, data.dtype, leaf._requires_grad, leaf._node is None
-    if is_array(leaf):
-        array = to_array(leaf, None)
-        return _TENSOR, array.shape, array.dtype, False, True
-    return leaf.__class__, leaf
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _show(part: Any) -> str:
-    return str(list(part[1])) if part[0] is _TENSOR else repr(part[1])
-
-
 @overload
 def compile(function: Callable[P, R], /) -> Compiled[P, R]: ...
 
@@ -426,6 +486,8 @@ def compile(
     backend: str | None = ...,
     dims: Dims | None = ...,
     memory_budget: int | None = ...,
+    branches: str | None = ...,
+    path_budget: int = ...,
 ) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 
 
@@ -440,6 +502,8 @@ def compile(
     backend: str | None = ...,
     dims: Dims | None = ...,
     memory_budget: int | None = ...,
+    branches: str | None = ...,
+    path_budget: int = ...,
 ) -> Compiled[P, R]: ...
 
 
@@ -469,6 +533,11 @@ def compile(function: Any = None, /, **options: Any) -> Any:
         memory_budget: bytes that a call may take, as `Compiled.memory_plan` counts them. What the
             backward pass needs is then computed again instead of being kept, as far as necessary,
             what costs least for its memory first; see `checkpoint` to choose by hand.
+        branches: ``"specialise"`` lets the function ask for single values in Python, by `if`,
+            `while`, `bool`, `int`, or `item` of an integer: each path that calls take is traced
+            when it is first met, and guarded by the answers; see docs/CONTROL_FLOW.md. By default
+            it is an error to ask.
+        path_budget: how many paths there may be for a signature.
         backend: what runs the program; ``"interpret"`` runs it op by op, for comparison.
 
     Returns:

@@ -24,9 +24,9 @@ def fit(traced: Traced, budget: int) -> Traced:
         made = traced
         if count:
             made = replace(traced, graph=rematerialise(traced.graph, found[:count]))
-        return plan_memory(made).peak_bytes, made
+        return plan_memory(made.graph, made.arguments).peak_bytes, made
 
-    peak = plan_memory(traced).peak_bytes
+    peak = plan_memory(traced.graph, traced.arguments).peak_bytes
     if peak <= budget:
         return traced
     found = gaps(traced.graph)

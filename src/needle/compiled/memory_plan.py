@@ -17,7 +17,8 @@ from needle.compiler import pipeline
 from needle.compiler.memory import MemoryPlan
 from needle.compiler.rows import ROWS, marked
 from needle.errors import ArgumentError, MemoryBudgetError, NeedleError
-from needle.graph.traced import Traced, is_array
+from needle.graph.ir import Graph
+from needle.graph.traced import is_array
 from needle.shapes import Spec
 from needle.tensor import Tensor, wrap
 
@@ -36,6 +37,8 @@ class Memory:
         arena: where the values in between lie, in one block.
         extents: how many extents of a `Dim` the program serves, and why not more; empty if none is
             declared.
+        kept: with ``branches="specialise"``, what programs ahead of this one have computed, for
+            those that come later. A path has several; this is the one that takes most.
     """
 
     name: str
@@ -46,11 +49,19 @@ class Memory:
     copies: int
     arena: MemoryPlan
     extents: str = ""
+    kept: int = 0
 
     @property
     def peak_bytes(self) -> int:
         """The most that is in use at once."""
-        parts = (self.arguments, self.state, self.constants, self.outputs, self.copies)
+        parts = (
+            self.arguments,
+            self.state,
+            self.constants,
+            self.outputs,
+            self.copies,
+            self.kept,
+        )
         return sum(parts) + self.arena.nbytes
 
     def __str__(self) -> str:
@@ -60,6 +71,7 @@ class Memory:
             "constants": self.constants,
             "new results": self.outputs,
             "copies": self.copies,
+            **({"handed on": self.kept} if self.kept else {}),
             "values in between": self.arena.nbytes,
             "peak": self.peak_bytes,
         }
@@ -124,11 +136,15 @@ def _memory(name: str, recipe: Recipe, arena: MemoryPlan, arguments: int) -> Mem
     )
 
 
-def plan_memory(traced: Traced) -> Memory:
-    """Return the planned memory of a trace; its kernels are planned, not generated."""
-    graph = pipeline.run(traced.graph)
-    program = Program(graph, get_num_threads(), host(), is_planned=True)
-    return memory_of(program, traced.arguments)
+def plan_memory(graph: Graph, arguments: int) -> Memory:
+    """Return the planned memory of a traced graph; its kernels are planned, not generated.
+
+    Args:
+        graph: what was traced.
+        arguments: how many of its inputs are arguments; the rest is state.
+    """
+    program = Program(pipeline.run(graph), get_num_threads(), host(), is_planned=True)
+    return memory_of(program, arguments)
 
 
 def max_batch(

@@ -37,6 +37,9 @@ class Specialization:
         executable: what runs the graph.
         calls: how often it was called.
         seconds: how long it took to trace and to compile it.
+        has_effects: whether a call does more than to compute results.
+        reads_grads: whether the function reads gradients that it has not set.
+        is_odd: whether arrays of the state are not as compiled code can read them.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Specialization:
         self._plan = _plan(leaves) if is_flat else None
         #: Captured inputs whose array is a gradient, which is another one at each call.
         self._moving = [(i, s) for i, s in enumerate(traced.sources) if s.owner is not None]
-        self._reads_grads = bool(traced.entry or self._moving)
+        self.reads_grads = bool(traced.entry or self._moving)
         self._requires_grad = [tuple(t._requires_grad for t in s.tensors) for s in traced.sources]
         self._lock = threading.RLock() if graph.donations or traced.grads or traced.after else None
         self._single = self._single_output()
@@ -77,13 +80,13 @@ class Specialization:
             if g.output is None
         ]
         self._valued_grads = [(g, g.output) for g in traced.grads if g.output is not None]
-        self._has_effects = bool(graph.donations or traced.grads or traced.after)
+        self.has_effects = bool(graph.donations or traced.grads or traced.after)
         backward = traced.backward
         self._history = None if backward is None else History(traced, backward, build)
         # Set by `bind`.
         self._state: list[Array] = []
         self._versions: list[list[int]] = []
-        self._is_odd = False
+        self.is_odd = False
         self._written_roots: set[int] = set()
         self._cells: list[tuple[Any, Any]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
@@ -96,6 +99,11 @@ class Specialization:
             is_plain = self.traced.backward is None and not results[0].requires_grad
             return results[0].output if is_plain else None
         return None
+
+    @property
+    def specializations(self) -> list[Specialization]:
+        """Itself: there are several where a function has several paths."""
+        return [self]
 
     # Does it fit?
 
@@ -151,7 +159,7 @@ class Specialization:
             if source.tensors
         ]
         self._versions = [v for v in versions if v is not None]
-        self._is_odd = not all(is_behaved(a) for a in arrays)
+        self.is_odd = not all(is_behaved(a) for a in arrays)
         self._written_roots = {id(root_of(arrays[i])) for i in self._written_state}
         self._state = arrays
         self._look_around()
@@ -227,18 +235,18 @@ class Specialization:
             ):
                 return None
             arrays.append(data)
-        if self._is_odd or (self._has_surroundings and not self._fits_surroundings()):
+        if self.is_odd or (self._has_surroundings and not self._fits_surroundings()):
             return None
-        if self._reads_grads and not self._fits_grads(args):
+        if self.reads_grads and not self._fits_grads(args):
             return None
         if self._written_roots or self._written_arguments:
-            self._check_arguments(arrays)
+            self.check_arguments(arrays)
         arrays += self._state
         for i, source in self._moving:
             arrays[self.traced.arguments + i] = source.find()
         return arrays
 
-    def _check_arguments(self, arrays: list[Array]) -> None:
+    def check_arguments(self, arrays: list[Array]) -> None:
         """Raise if an argument shares memory with what the function overwrites."""
         for i, array in enumerate(arrays):
             base = array.base
@@ -259,7 +267,7 @@ class Specialization:
     def call(self, leaves: Sequence[Any], arrays: list[Array]) -> Any:
         """Run on arrays that `accept` returned, and do what the function does besides."""
         self.calls += 1
-        if not self._has_effects:
+        if not self.has_effects:
             outputs = self.executable.run(arrays)
             if self._single is not None:
                 return initialise(
@@ -281,18 +289,31 @@ class Specialization:
                 callback()
         return result
 
-    def call_any(self, leaves: Sequence[Any], arrays: list[Array]) -> Any:
-        """Run on any arrays for the arguments: of any layout, read-only where only read."""
+    def given(self, arrays: Sequence[Array]) -> list[Array]:
+        """Return the arrays of the arguments, and those that the state has now."""
+        given = [*arrays, *self._state]
+        for i, source in self._moving:
+            given[self.traced.arguments + i] = source.find()
+        return given
+
+    def call_any(
+        self, leaves: Sequence[Any], arrays: list[Array], live: Sequence[Array] = ()
+    ) -> Any:
+        """Run on any arrays for the arguments: of any layout, read-only where only read.
+
+        Args:
+            leaves: of the arguments.
+            arrays: of the arguments.
+            live: what the program takes besides arguments and state: see `branches`.
+        """
         for i in self._written_arguments:
             if not arrays[i].flags.writeable:
                 raise ArgumentError(
                     f"{self.traced.graph.name}: the argument {self._name(i)} is overwritten, but "
                     "its array is read-only; pass a copy"
                 )
-        self._check_arguments(arrays)
-        given = [*arrays, *self._state]
-        for i, source in self._moving:
-            given[self.traced.arguments + i] = source.find()
+        self.check_arguments(arrays)
+        given = [*self.given(arrays), *live]
         behaved = [a if is_behaved(a) else np.array(a, order="C", copy=True) for a in given]
         result = self.call(leaves, behaved)
         for place in self._donations.values():
@@ -360,3 +381,11 @@ def _bump(leaf: Any) -> None:
         if leaf._history == leaf._version[0]:
             leaf._history += 1
         leaf._version[0] += 1
+
+
+def changed_error(name: str) -> TraceError:
+    """Return the error for a function that does not fit its own trace."""
+    return TraceError(
+        f"{name}: what it depends on was changed while it was traced, by the function itself or by "
+        "another thread"
+    )

@@ -216,7 +216,7 @@ class Varying:
         family.made[key] = found
         return found
 
-    def drop_oldest(self, table: dict[Any, list[Specialization]]) -> None:
+    def drop_oldest(self, table: dict[Any, list[Any]]) -> None:
         """Forget what was made for the oldest extents, where there are very many."""
         for families in self._families.values():
             for family in families:

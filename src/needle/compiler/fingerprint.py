@@ -47,20 +47,20 @@ def _add(digest: Any, graph: Graph) -> None:
     line("inputs " + "; ".join(number(v) for v in graph.inputs))
     for node in graph.nodes:
         line(f"{node.op.name} {node.recomputation} " + "; ".join(number(v) for v in node.inputs))
-        line(_attribute(node.attrs))
+        line(attribute_text(node.attrs))
         line("; ".join(number(v) for v in node.results))
     line("outputs " + "; ".join(number(v) for v in graph.outputs))
     line(f"donations {sorted(graph.donations.items())}")
 
 
-def _attribute(value: Any) -> str:
+def attribute_text(value: Any) -> str:
     """Return an attribute as text that tells it from all others."""
     if isinstance(value, Graph):
         return f"graph {fingerprint(value)}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k!r}: {_attribute(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k!r}: {attribute_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple | list):
-        return "(" + ", ".join(_attribute(v) for v in value) + ")"
+        return "(" + ", ".join(attribute_text(v) for v in value) + ")"
     if isinstance(value, enum.Enum):
         return str(value)
     if value is None or isinstance(value, bool | int | float | str | np.dtype | np.generic):

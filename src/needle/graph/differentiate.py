@@ -115,11 +115,11 @@ class BackwardTrace:
                 shared[id(value)] = len(forward.outputs)
                 forward.outputs.append(value)
             saved.append(shared[id(value)])
-        graph = _with_inputs(nodes, inputs, gradients, new, f"{forward.name}_backward")
+        graph = with_inputs(nodes, inputs, gradients, new, f"{forward.name}_backward")
         return Backward(graph, self.roots, targets, saved)
 
 
-def _with_inputs(
+def with_inputs(
     nodes: Sequence[Node],
     inputs: list[Value],
     outputs: Sequence[Value],

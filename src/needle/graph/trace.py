@@ -11,6 +11,7 @@ from needle import tree
 from needle.arrays import to_array
 from needle.config import modes
 from needle.graph.finish import End
+from needle.graph.guide import Guide
 from needle.graph.ir import Value
 from needle.graph.surroundings import Reference, is_plain, references_of
 from needle.graph.traced import Traced, is_array
@@ -54,6 +55,7 @@ def trace_call(
     keep_grads: bool = True,
     differentiable: bool = False,
     shapes: Sequence[Shape | None] = (),
+    guide: Guide | None = None,
 ) -> Traced:
     """Do what `trace` does, with options.
 
@@ -67,13 +69,16 @@ def trace_call(
             is differentiated outside; see `Traced.backward`.
         shapes: for each leaf of the arguments the shape that it is traced with, if it is another
             than its own: one with extents that vary.
+        guide: answers what the function asks of values, in Python; None makes that an error.
     """
     if modes.state.anomaly:
         raise anomaly_error()
     is_second = False
     while True:
         try:
-            return _trace(function, args, kwargs, keep_grads, differentiable, shapes, is_second)
+            return _trace(
+                function, args, kwargs, keep_grads, differentiable, shapes, guide, is_second
+            )
         except Restart as restart:  # noqa: PERF203 - once, if at all
             is_second = is_second or restart.has_effects
 
@@ -85,9 +90,11 @@ def _trace(
     keep_grads: bool,
     differentiable: bool,
     shapes: Sequence[Shape | None],
+    guide: Guide | None,
     is_second: bool,
 ) -> Traced:
     leaves, structure = tree.flatten((args, kwargs))
+    given = [_array_of(leaf) for leaf in leaves if is_array(leaf)]
     names = argument_names(function, args, kwargs)
     run = Trace(function_name(function), modes.state.trace)
     places: dict[int, int] = {}
@@ -101,15 +108,20 @@ def _trace(
                 leaves[i] = stand_in = _stand_in(run, leaf, names[i], shape)
                 places[id(stand_in)] = len(inputs)
                 inputs.append(stand_in._data.value)
+        if guide is not None:
+            run.guide = guide
+            guide.begin(inputs, given)
         stand_ins = [leaf for leaf in leaves if id(leaf) in places]
         new_args, new_kwargs = tree.unflatten(structure, leaves)
-        del leaves
+        del leaves, given
         end = End(run, inputs, places, stand_ins)
         # Nothing here keeps what the function made: what is alive at the end, somebody else holds.
         result_structure = end.take_results(function(*new_args, **new_kwargs), differentiable)
         end.add_grads(keep_grads)
         end.check_history()
         end.check_effects(is_second)
+        if guide is not None:
+            guide.end(run)
     del new_args, new_kwargs, stand_ins
     return end.finish(result_structure, references)
 
@@ -136,8 +148,13 @@ def _stand_in(run: Trace, leaf: Any, name: str, shape: Shape | None) -> Tensor:
         if leaf._node is not None:
             run.computed[id(stand_in)] = name
         return stand_in
-    array = to_array(leaf, None)
+    array = _array_of(leaf)
     return run.argument(Spec(shape or array.shape, array.dtype), False, name)
+
+
+def _array_of(leaf: Any) -> Any:
+    """Return what an argument holds: an array, or the spec of a tensor without values."""
+    return leaf._data if isinstance(leaf, Tensor) else to_array(leaf, None)
 
 
 def function_name(function: Callable[..., Any]) -> str:

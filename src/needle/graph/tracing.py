@@ -26,6 +26,7 @@ from needle.eager import finish, is_number, user_line
 from needle.errors import DeviceError, TraceError
 from needle.extents import Formula
 from needle.graph.cell import Cell, describe
+from needle.graph.guide import Guide, is_guardable
 from needle.graph.ir import Node, Value
 from needle.graph.surroundings import frozen
 from needle.ops.copying import astype
@@ -144,11 +145,13 @@ class Trace:
         origin: the id of the GradNode whose rules run now; −1 elsewhere in a backward pass, None
             outside of one.
         scope: the path of the module that is being called.
+        guide: answers what Python asks of traced values; None where that is an error.
     """
 
     def __init__(self, name: str, around: Trace | None = None) -> None:
         self.name = name
         self.around = around
+        self.guide: Guide | None = None
         self.nodes: list[Node] = []
         self.captures: dict[int, Capture] = {}
         self.origin: int | None = None
@@ -455,6 +458,12 @@ class Trace:
 
     # Values that are asked for
 
+    def answer(self, tensor: Tensor, use: str) -> Any:
+        """Return what a ``use`` of the only element of ``tensor`` gives; None if nobody knows."""
+        if self.guide is None or not is_guardable(use, tensor.dtype) or is_number(tensor._data):
+            return None
+        return self.guide.answer(self, self.cell_of(tensor).read(), use)
+
     def note_read(self, tensor: Tensor, use: str) -> None:
         """Remember that the values of a tensor with an array were used in Python."""
         array = tensor._data
@@ -478,6 +487,8 @@ class Trace:
             "compute with tensors instead: ndl.where, ndl.cond, ndl.while_loop or ndl.scan for "
             "control flow, or return the tensor and read it outside"
         )
+        if is_guardable(use, value.dtype) and self.guide is None and self.around is None:
+            ways += '; compile(..., branches="specialise") compiles each path that Python takes'
         return TraceError(
             f"{use} at {user_line()}: while {self.name} is traced, tensors have no values; this "
             f"one is {what}, {value.spec}; {ways}"
