@@ -76,6 +76,7 @@ def test_code_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         *blocks(ROOT / "docs" / "CONTROL_FLOW.md"),
         "".join(blocks(ROOT / "docs" / "STATIC_GRAPHS.md")),
         "".join(blocks(ROOT / "docs" / "LAYERWISE.md")),
+        "".join(blocks(ROOT / "docs" / "three-abstractions.md")),
         *blocks(ROOT / "docs" / "EXTENTS.md"),
     ],
     ids=lambda code: str(code.count("\n")),

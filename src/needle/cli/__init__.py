@@ -1,4 +1,4 @@
-"""The command line: `needle train`, `needle eval`, `needle info`, `needle cache`."""
+"""The command line: `needle train`, `needle eval`, `needle info`, `needle cache` and others."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from needle.cli import cache
+from needle.cli.abstractions.command import compare_abstractions
 from needle.cli.messages import duration, errors_as_messages, is_interactive
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cache.app)
+app.command("compare-abstractions")(compare_abstractions)
 
 Traceback = Annotated[
     bool, typer.Option("--traceback", help="Show Python's traceback of an error.")

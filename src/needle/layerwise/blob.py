@@ -33,8 +33,12 @@ class Blob:
     """
 
     def __init__(self, *shape: int, is_turned: bool = False) -> None:
-        stored = tuple(shape[::-1]) if is_turned else tuple(shape)
-        self._hold(aligned_zeros(stored, float32), is_turned)
+        self._shape = tuple(shape)
+        self._dtype = float32
+        self._stored: Array | None = None
+        self._data: Array | None = None
+        self._diff: Array | None = None
+        self.is_turned = is_turned
         self.lr_mult = 1.0
         self.decay_mult = 1.0
 
@@ -47,27 +51,42 @@ class Blob:
 
     def _hold(self, stored: Array, is_turned: bool) -> None:
         """Take an array for the values, with axes in the order of the memory."""
-        #: The values with axes in that order: one array for all that share the blob.
-        self.stored = stored
-        self.is_turned = is_turned
+        self._stored, self.is_turned = stored, is_turned
         self._data = stored.T if is_turned else stored
-        self._diff: Array | None = None
+        self._shape, self._dtype = self._data.shape, stored.dtype
+        self._diff = None
+
+    @property
+    def stored(self) -> Array:
+        """The values with axes in the order of the memory; zeros until something is written.
+
+        It is one array for all that share the blob's values.
+        """
+        if self._stored is None:
+            shape = self._shape[::-1] if self.is_turned else self._shape
+            self._hold(aligned_zeros(shape, self._dtype), self.is_turned)
+        assert self._stored is not None
+        return self._stored
 
     @property
     def data(self) -> Array:
-        """The values."""
+        """The values; zeros until something is written. They take memory once they are used."""
+        if self._data is None:
+            _ = self.stored
+        assert self._data is not None
         return self._data
 
     @property
     def diff(self) -> Array:
         """The gradient; zeros until something is written."""
-        if self._diff is None or self._diff.shape != self._data.shape:
+        if self._diff is None:
             self._diff = self.zeros()
         return self._diff
 
     def zeros(self) -> Array:
         """Return a new array of zeros that lies in memory as the values do."""
-        return self.as_stored(aligned_zeros(self.stored.shape, self._data.dtype))
+        shape = self._shape[::-1] if self.is_turned else self._shape
+        return self.as_stored(aligned_zeros(shape, self._dtype))
 
     def as_stored(self, array: Array) -> Array:
         """Return gradient or history with axes in the order of the memory, or the reverse."""
@@ -76,12 +95,12 @@ class Blob:
     @property
     def shape(self) -> tuple[int, ...]:
         """Extent of each axis."""
-        return self._data.shape
+        return self._shape
 
     @property
     def count(self) -> int:
         """How many elements it has."""
-        return self._data.size
+        return math.prod(self._shape)
 
     @property
     def num(self) -> int:
@@ -115,14 +134,16 @@ class Blob:
             raise ShapeError(f"Blob: an extent of {list(shape)} is negative")
         if shape == self.shape:
             return
-        if math.prod(shape) == self.count:
+        if self._data is not None and math.prod(shape) == self.count:
             self._hold(self._data.reshape(shape), False)
-        else:
-            self._hold(aligned_zeros(shape, self._data.dtype), False)
+            return
+        self._shape, self.is_turned = shape, False
+        self._stored = self._data = self._diff = None
 
     def share(self, other: Blob) -> None:
         """Let this blob's values be those of another."""
-        self._hold(other.stored, other.is_turned)
+        if self._stored is not other.stored:
+            self._hold(other.stored, other.is_turned)
 
     def __repr__(self) -> str:
         return f"<blob {list(self.shape)}>"

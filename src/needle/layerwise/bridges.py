@@ -107,9 +107,6 @@ class _FunctionLayer(TensorLayer):
             self.own = list(function.parameters())
         self.blobs = Blobs(Blob.of(p.detach().numpy()) for p in self.own)
 
-    def parameters(self) -> list[Tensor]:
-        return self.own
-
     def stored(self) -> list[Tensor]:
         return self.own
 

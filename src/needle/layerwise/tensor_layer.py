@@ -26,6 +26,8 @@ class TensorLayer(Layer):
     `compute` is what `Net.compile` compiles.
     """
 
+    _shaped_for: Any = None
+    _shapes: Sequence[tuple[int, ...]] = ()
     _outputs: Sequence[Tensor] = ()
     _inputs: Sequence[Tensor] = ()
     _params: Sequence[Tensor] = ()
@@ -41,7 +43,7 @@ class TensorLayer(Layer):
     def shapes(self, bottom: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Return the shapes of the tops: those that `compute` gives in a trace."""
         inputs = [wrap(Spec(tuple(shape), float32)) for shape in bottom]
-        params = self.parameters()
+        params = self.turned(self.stored())
         with no_grad():
             traced = trace(lambda *x: list(self.compute(x, params)), *inputs)
         found = [r.argument if r.output is None else r.output for r in traced.results]
@@ -51,10 +53,6 @@ class TensorLayer(Layer):
             for r, place in zip(traced.results, found, strict=True)
             if place is not None
         ]
-
-    def parameters(self) -> list[Tensor]:
-        """Return the parameters as tensors, over the memory of the blobs."""
-        return [asarray(b.data) for b in self.blobs]
 
     def stored(self) -> list[Tensor]:
         """Return the parameters as tensors, with axes in the order of the memory."""
@@ -74,7 +72,10 @@ class TensorLayer(Layer):
         return blob
 
     def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
-        shapes = self.shapes([b.shape for b in bottom])
+        given = [b.shape for b in (*bottom, *self.blobs)], self.phase
+        if given != self._shaped_for:  # a net reshapes before each forward pass
+            self._shapes, self._shaped_for = self.shapes([b.shape for b in bottom]), given
+        shapes = self._shapes
         if len(shapes) < len(top):
             raise ShapeError(
                 f"layer {self.spec.name!r} ({self.type}) has {len(shapes)} tops, and the net names "
@@ -87,17 +88,17 @@ class TensorLayer(Layer):
         # A layer that writes where it reads keeps what it has read.
         own = {id(blob) for blob in top}
         self._inputs = [asarray(b.data.copy() if id(b) in own else b.data) for b in bottom]
-        self._params = self.parameters()
+        self._params = self.stored()
         for i, tensor in enumerate(self._inputs):
             tensor.requires_grad = is_float(tensor.dtype) and i not in self.fixed_bottoms
         for tensor in self._params:
             tensor.requires_grad = True
         with no_grad():
-            new = self.state(self._inputs, self._params)
+            new = self.state(self._inputs, self.turned(self._params))
             for blob, value in zip(self.blobs, new, strict=False):
                 blob.data[...] = value.numpy()
         with enable_grad():
-            self._outputs = self.compute(self._inputs, self._params)
+            self._outputs = self.compute(self._inputs, self.turned(self._params))
         for blob, value in zip(top, self._outputs, strict=False):
             blob.data[...] = value.detach().numpy()
 
@@ -123,6 +124,7 @@ class TensorLayer(Layer):
         for (_, blob, is_param), grad in zip(wanted, found, strict=True):
             if is_param:
                 if grad is not None:
-                    blob.diff[...] += grad.numpy()
+                    diff = blob.as_stored(blob.diff)
+                    diff += grad.numpy()
             else:
                 blob.diff[...] = 0 if grad is None else grad.numpy()

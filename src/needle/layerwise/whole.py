@@ -94,8 +94,8 @@ class Whole:
             step.layer.reshape(step.bottom, step.top)
             step.layer.forward(step.bottom, step.top)
         for i, (blob, tensor) in enumerate(zip(self.inputs, self._brought, strict=True)):
-            if tensor._data is not blob._data:
-                self._brought[i] = wrap(blob._data)
+            if tensor._data is not blob.data:
+                self._brought[i] = wrap(blob.data)
         return self._brought
 
     def give(self, results: Sequence[Tensor]) -> None:

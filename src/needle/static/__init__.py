@@ -59,8 +59,12 @@ from needle.static.symbol import Symbol as Symbol, Variable as Variable
 from needle.static.train import trainable_variables as trainable_variables
 
 
-@functools.cache
 def __getattr__(name: str) -> Any:
+    return _found(name)
+
+
+@functools.cache
+def _found(name: str) -> Any:
     if name in _NAMES:
         return _declared(_NAMES[name])
     for entry in _REGISTRY.values():

@@ -10,8 +10,12 @@ from needle.static.declare import declared
 from needle.static.names import NN_NAMES
 
 
-@functools.cache
 def __getattr__(name: str) -> Any:
+    return _found(name)
+
+
+@functools.cache
+def _found(name: str) -> Any:
     function = NN_NAMES.get(name) or (None if name.startswith("_") else getattr(F, name, None))
     if not callable(function):
         raise AttributeError(f"module 'needle.static.nn' has no attribute {name!r}")

@@ -75,18 +75,20 @@ class Session:
         """
         feeds = {} if feed_dict is None else feed_dict
         # A list or tuple of symbols, the usual case, needs no walk through its structure.
-        is_flat = isinstance(fetches, (list, tuple)) and _are_elements(fetches)
-        leaves, structure = (fetches, None) if is_flat else tree.flatten(fetches)
-        program = None
+        if isinstance(fetches, (list, tuple)):
+            try:
+                program = self._programs.get((tuple(fetches), tuple(feeds), self._valued))
+            except TypeError:  # there are lists in it
+                program = None
+            if program is not None:
+                values = program.run(feeds.values())
+                return values if isinstance(fetches, list) else _as_tuple(values, fetches)
+        leaves, structure = tree.flatten(fetches)
         key = tuple(leaves), tuple(feeds), self._valued
-        if is_flat or _are_elements(leaves):
-            program = self._programs.get(key)
+        program = self._programs.get(key) if _are_hashable(leaves) else None
         if program is None:
             program = self._programs[key] = self._make(leaves, feeds)
-        values = program.run(feeds.values())
-        if structure is None:
-            return values if isinstance(fetches, list) else _as_tuple(values, fetches)
-        return tree.unflatten(structure, values)
+        return tree.unflatten(structure, program.run(feeds.values()))
 
     def load(self, variable: Variable, value: Any) -> None:
         """Give a variable a value."""
@@ -208,11 +210,13 @@ class Program:
         Args:
             values: one for each feed.
         """
-        fed = []
-        for i, (symbol, value) in enumerate(zip(self.feeds, values, strict=True)):
-            if value.__class__ is not np.ndarray or (value.shape, value.dtype) != self._fits[i]:
-                value = _fitting(symbol, value)
-                self._fits[i] = value.shape, value.dtype
+        fed: list[Tensor] = []
+        fits = self._fits
+        for value in values:
+            i = len(fed)
+            if value.__class__ is not np.ndarray or (value.shape, value.dtype) != fits[i]:
+                value = _fitting(self.feeds[i], value)
+                fits[i] = value.shape, value.dtype
             fed.append(wrap(value))
         found = self._function(*fed)
         if found.__class__ is tuple:
@@ -250,12 +254,8 @@ def _fitting(symbol: Symbol, value: Any) -> Array:
     return array
 
 
-def _are_elements(items: Iterable[Any]) -> bool:
-    """Whether all are what can be fetched, or names; symbols, unlike lists, can be in a key."""
-    for item in items:  # noqa: SIM110 - twice as fast
-        if not isinstance(item, (Symbol, Operation, str)):
-            return False
-    return True
+def _are_hashable(items: Sequence[Any]) -> bool:
+    return all(isinstance(item, (Symbol, Operation, str)) for item in items)
 
 
 def _as_tuple(values: list[Any], like: tuple[Any, ...]) -> Any:

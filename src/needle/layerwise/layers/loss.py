@@ -58,7 +58,7 @@ class SoftmaxWithLoss(Loss):
             total = F.cross_entropy(rows, target, reduction="sum", ignore_index=int(ignored))
             kept = (target != int(ignored)).astype(x.dtype).sum()
         loss = self.normalizer(total, kept, x.shape[0], rows.shape[0], "VALID")
-        return [loss, F.softmax(x, axis=axis)][: max(len(self.spec.top), 1)]
+        return [loss, F.softmax(x, axis=axis)] if len(self.spec.top) > 1 else [loss]
 
 
 @layer("EuclideanLoss")

@@ -31,17 +31,12 @@ class BatchNorm(TensorLayer):
         return bool(self.option("use_global_stats", self.phase == TEST))
 
     def compute(self, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
-        x = inputs[0]
-        axes = tuple(a for a in range(x.ndim) if a != 1)
-        shape = tuple(n if a == 1 else 1 for a, n in enumerate(x.shape))
-        if self.is_fixed:
-            factor = ops.where(params[2] == 0, 0.0, 1 / params[2])
-            mean, variance = (ops.reshape(p * factor, shape).detach() for p in params[:2])
-        else:
-            mean = ops.mean(x, axis=axes, keepdims=True)
-            variance = ops.mean((x - mean) ** 2, axis=axes, keepdims=True)
         eps = float(self.option("eps", 1e-5))
-        return [(x - mean) / ops.sqrt(variance + eps)]
+        if not self.is_fixed:
+            return [ops.batch_norm(inputs[0], None, None, training=True, eps=eps)]
+        factor = ops.where(params[2] == 0, 0.0, 1 / params[2])
+        mean, variance = ((p * factor).detach() for p in params[:2])
+        return [ops.batch_norm(inputs[0], mean, variance, eps=eps)]
 
     def state(self, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.is_fixed:
