@@ -290,6 +290,7 @@ class Dense:
             levels,
             self.dtype,
             epilogue=self.spec.epilogue,
+            ahead=plan.ahead,
         )
         channel = f.add_index(f.mul_index(panel.group, work.outs), panel.column)
         values |= {

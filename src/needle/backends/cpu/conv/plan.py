@@ -28,8 +28,13 @@ BLOCK_PIXELS = 512
 #: Bytes of weights that stay in the L2 cache from block to block.
 RESIDENT_BYTES = 384 << 10
 #: Pixels of a task from which weights are copied into panels: copying an element costs about half
-#: a cycle, its use for a pixel 0.03.
-PACKED_FROM_PIXELS = 160
+#: a cycle, its use for a pixel 0.03. If they come from beyond the L2 cache, again for each tile,
+#: fewer are enough: rows of 512 channels, 2 KiB apart, fall into a few sets of the caches.
+PACKED_FROM_PIXELS, FAR_FROM_PIXELS = 160, 24
+#: Products ahead of which weights are asked for that come from beyond the L2 cache, each row on
+#: another page: no prefetcher of the processor follows that. Twice as far, rows that lie a power of
+#: two apart would push each other out of the L1 cache before they are used.
+AHEAD = 8
 #: Products of an element from which the channels of a group are copied to lie side by side.
 COPIED_FROM = 64
 #: Cycles to copy an element: of a weight, and of an image; and to read one where it lies.
@@ -66,6 +71,7 @@ class DensePlan:
         by_place: whether a tile is computed for all channels of a task, before the next is.
         grid: into how many parts blocks and channels are split: the tasks.
         split_groups: whether channels are split by groups, or by panels of a group.
+        ahead: how many products ahead weights are asked for that are read where they lie.
     """
 
     work: Correlations
@@ -79,6 +85,7 @@ class DensePlan:
     by_place: bool
     grid: tuple[int, int]
     split_groups: bool
+    ahead: int = 0
 
     @property
     def tasks(self) -> int:
@@ -146,11 +153,14 @@ def plan_dense(spec: ConvSpec, target: Target, threads: int) -> DensePlan:
     )
     grid = _choose_grid(plan, lanes, threads)
     pixels = work.source[0] * work.down.extent * work.across.extent // grid[0]
-    packs = spec.form == "input_grad" or pixels >= PACKED_FROM_PIXELS
-    skips = packs and any(_share_seen(seen) < 1 for seen in skipped)
     weights = taps * work.depth * work.result[3] * itemsize // (work.groups * grid[1])
+    is_far = weights > RESIDENT_BYTES
+    from_pixels = FAR_FROM_PIXELS if is_far else PACKED_FROM_PIXELS
+    packs = spec.form == "input_grad" or pixels >= from_pixels
+    skips = packs and any(_share_seen(seen) < 1 for seen in skipped)
     by_place = weights <= RESIDENT_BYTES and work.groups == 1
-    return replace(plan, packs=packs, grid=grid, skips=skips, by_place=by_place)
+    ahead = AHEAD if is_far and not packs else 0
+    return replace(plan, packs=packs, grid=grid, skips=skips, by_place=by_place, ahead=ahead)
 
 
 def _seen_rows(line: Line, height: int) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from needle import dtypes
 from needle.backends.cpu.conv.finish import Box, Finish, Resumed, call_function
 from needle.backends.cpu.conv.spec import Epilogue
+from needle.backends.cpu.gemm.packing import ask_for
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
@@ -74,6 +75,8 @@ class Tile:
         resumes: whether the sums may be added to those of earlier blocks: the argument ``first``
             says that there are none, ``last`` that no more follow. Between they are in ``partial``.
         epilogue: what is done with the sums; None stores them.
+        ahead: how many products ahead vectors of B are asked for; 0 where they lie side by side, or
+            near.
     """
 
     box: Box
@@ -85,6 +88,7 @@ class Tile:
     dtype: DType
     resumes: bool = False
     epilogue: Epilogue | None = None
+    ahead: int = 0
 
     @property
     def key(self) -> Hashable:
@@ -200,6 +204,9 @@ class _Emitter:
         for place, u, i in places:
             if u not in rows:
                 start = f.pointer(b, u * level.b, tile.dtype)
+                if tile.ahead:
+                    there = f.pointer(start, tile.ahead * level.b, tile.dtype)
+                    ask_for(f, there, sum(w or 1 for w in tile.widths), tile.dtype)
                 rows[u] = [
                     f.load(start, column, tile.dtype, width, mask)
                     for column, width, mask in zip(
