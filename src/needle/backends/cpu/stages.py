@@ -184,7 +184,8 @@ def _turn_inward(nest: Nest) -> None:
     """Make a loop an inner one where an access runs along it but across the vectors.
 
     A block of vectors is then gathered from cache lines that the next turns of that loop use up,
-    instead of touching each line once for every element in it.
+    instead of touching each line once for every element in it. Not the loop over rows, which tasks
+    share.
     """
     vector = nest.vector
     if nest.inner or vector is None:
@@ -194,7 +195,7 @@ def _turn_inward(nest: Nest) -> None:
         if offset.stride(vector) in (0, 1):
             continue
         for var in nest.kept:
-            if var is not vector and offset.stride(var) == 1:
+            if var is not vector and not rows_in(var.extent) and offset.stride(var) == 1:
                 nest.kept.remove(var)
                 nest.inner.append(var)
                 return
