@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from needle.backends.cpu.conv import ConvSpec, Epilogue, Place, emit_conv, plan_conv
-from needle.backends.cpu.conv.pair_tile import convert_sums
+from needle.backends.cpu.conv.pair_products import convert_sums
 from needle.backends.cpu.emit import Position
 from needle.backends.cpu.epilogue import axes_of, fuse
 from needle.backends.cpu.kernel import KernelFunction

@@ -1,9 +1,4 @@
-"""A tile of a convolution of pairs: sums of 16·down pixels × 16·across channels.
-
-With AMX the sums stay in tile registers while tiles of pixels and weights pass. With AVX-512-BF16
-8×32 sums stay in vector registers. Elsewhere pairs are taken apart, converted, and added up one
-after the other.
-"""
+"""A tile of a convolution of pairs: sums of 16·down pixels × 16·across channels."""
 
 from __future__ import annotations
 
@@ -12,25 +7,19 @@ from dataclasses import dataclass
 
 from needle import dtypes
 from needle.backends.cpu.conv.finish import call_function
-from needle.backends.cpu.conv.spec import Epilogue, Place
-from needle.backends.cpu.gemm.pair_instructions import (
-    add_pairs,
-    clear_tile,
-    has_tiles,
-    load_tile,
-    multiplies_pairs,
-    multiply_tiles,
-    round_sums,
-    store_tile,
+from needle.backends.cpu.conv.pair_products import (
+    Visit,
+    convert_sums,
+    stored_vectors,
+    sum_pairs,
 )
-from needle.backends.cpu.gemm.vnni import LINE, SIDE, TILE
+from needle.backends.cpu.conv.spec import Epilogue, Place
+from needle.backends.cpu.gemm.vnni import SIDE, TILE
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 
 #: Tiles along the products that are emitted one after the other; more are run in loops.
 INLINE = 8
-#: Bytes of sums that are in registers at a time, where there are no tile registers: half of them.
-_SHARE = 2
 
 
 @dataclass(frozen=True)
@@ -161,113 +150,17 @@ class _Emitter:
     def emit(self) -> str:
         f, tile = self.f, self.tile
         sums = f.at_entry(f"alloca [{tile.down * tile.across * TILE} x i8], align 64")
-        if has_tiles(f.target):
-            self._sum_in_tiles(sums)
-        else:
-            self._sum_in_vectors(sums)
+        rows = [f.pointer("%a", i * SIDE * tile.line, dtypes.uint8) for i in range(tile.down)]
+        strips = [f.pointer("%b", j * tile.strip, dtypes.uint8) for j in range(tile.across)]
+
+        def each(sums: Sequence[Operand], visit: Visit) -> list[Operand]:
+            return tile.steps.each(f, sums, visit)
+
+        sum_pairs(f, sums, (rows, tile.line), strips, each)
         self._finish(sums)
         return f.end()
 
-    def _bytes(self, base: str, offset: Index) -> str:
-        return self.f.pointer(base, offset, dtypes.uint8)
-
-    def _sum_in_tiles(self, sums: str) -> None:
-        """Emit the sums: those of part (i, j) in tile register ``across·i + j``, pixels and weights
-        in those that are left."""
-        f, tile = self.f, self.tile
-        down, across = tile.down, tile.across
-        parts = [(i, j) for i in range(down) for j in range(across)]
-        of_a, of_b = len(parts), 8 - across
-        for number in range(len(parts)):
-            clear_tile(f, number)
-
-        def step(at: Index, number: Index, _: list[Operand]) -> list[Operand]:
-            b = f.mul_index(number, TILE)
-            for i, j in parts:
-                if i == 0:
-                    place = f.add_index(b, j * tile.strip)
-                    load_tile(f, of_b + j, self._bytes("%b", place), LINE, streams=True)
-                a = of_a + i % (of_b - of_a)
-                if j == 0:
-                    here = self._bytes("%a", f.add_index(at, i * SIDE * tile.line))
-                    load_tile(f, a, here, tile.line)
-                multiply_tiles(f, across * i + j, a, of_b + j)
-            return []
-
-        tile.steps.each(f, [], step)
-        for number, (i, j) in enumerate(parts):
-            place = (i * SIDE * across + j) * LINE
-            store_tile(f, number, self._bytes(sums, place), across * LINE)
-
-    def _sum_in_vectors(self, sums: str) -> None:
-        """Emit the sums of a few pixels after the other."""
-        f, tile = self.f, self.tile
-        across, words = tile.across, dtypes.uint32
-        registers = f.target.registers * f.target.vector_bytes // (_SHARE * LINE)
-        count = min(max(registers // across, 1), 8)
-
-        def pixels(first: Index, _: list[Operand]) -> None:
-            a = self._bytes("%a", f.mul_index(first, tile.line))
-
-            def step(at: Index, number: Index, sums: list[Operand]) -> list[Operand]:
-                here = self._bytes(a, at)
-                b = self._bytes("%b", f.mul_index(number, TILE))
-                return f.loop(0, SIDE, 1, sums, lambda p, sums: pair(here, b, p, sums))
-
-            def pair(a: str, b: str, p: Index, sums: list[Operand]) -> list[Operand]:
-                place = f.mul_index(p, SIDE)
-                strips = [
-                    f.load(b, f.add_index(place, j * tile.strip // 4), words, SIDE)
-                    for j in range(across)
-                ]
-                added = []
-                for r in range(count):
-                    row = self._bytes(a, r * tile.line)
-                    x = f.load(row, p, words)
-                    mine = sums[r * across : (r + 1) * across]
-                    added += self._added(mine, x, strips)
-                return added
-
-            zeros = [f.constant(0, dtypes.float32, SIDE)] * (count * across)
-            for i, x in enumerate(tile.steps.each(f, zeros, step)):
-                line = f.add_index(f.mul_index(first, across), i)
-                f.store(x, sums, f.mul_index(line, SIDE))
-
-        # Few enough at a time divide the pixels of a tile, for all are powers of 2.
-        count = 1 << (count.bit_length() - 1)
-        f.loop(0, tile.down * SIDE, count, [], pixels)
-
-    def _added(self, sums: list[Operand], x: Operand, ys: list[Operand]) -> list[Operand]:
-        """Return sums to which are added the products of a pixel's pair with one of each channel:
-        at once, or first the even ones."""
-        f = self.f
-        if multiplies_pairs(f.target):
-            word = f.splat(x, SIDE)
-            return [add_pairs(f, total, word, y) for total, y in zip(sums, ys, strict=True)]
-        for half in range(2):
-            a = f.splat(self._half(x, half), SIDE)
-            sums = [f.fma(a, self._half(y, half), total) for total, y in zip(sums, ys, strict=True)]
-        return sums
-
-    def _half(self, word: Operand, half: int) -> Operand:
-        """Return the first or the second bfloat16 of words of 32 bits as float32."""
-        f = self.f
-        if half:
-            bits = f.binary("and", word, f.constant(0xFFFF0000, word.dtype, word.lanes))
-        else:
-            bits = f.binary("shl", word, f.constant(16, word.dtype, word.lanes))
-        return f.bitcast(bits, dtypes.float32)
-
     # What becomes of the sums
-
-    def _vectors(self) -> list[tuple[int, int, Operand | None]]:
-        """Return first channel, lanes and mask of the vectors that a pixel is stored as: 32 of 16
-        bits are written to a line of the cache at once."""
-        tile = self.tile
-        if tile.across == 2 and self.mask is None and multiplies_pairs(self.f.target):
-            return [(0, 2 * SIDE, None)]
-        masks = [None] * (tile.across - 1) + [self.mask]
-        return [(SIDE * j, SIDE, mask) for j, mask in enumerate(masks)]
 
     def _finish(self, sums: str) -> None:
         """Emit the epilogue, or the storing, of the pixels that there are."""
@@ -279,7 +172,7 @@ class _Emitter:
         def store(r: Index, at: Sequence[Operand]) -> None:
             image, row, column = at
             start = f.pointer(sums, f.mul_index(r, SIDE * tile.across), dtypes.float32)
-            for first, lanes, mask in self._vectors():
+            for first, lanes, mask in stored_vectors(f, tile.across, self.mask):
                 x = f.load(start, first, dtypes.float32, lanes)
                 channel = f.add_index(f.argument("channel"), first)
                 if epilogue is not None:
@@ -311,9 +204,3 @@ class _Emitter:
         f.loop(0, f.argument("pixels"), 1, first, pixel, runs=True)
         if epilogue and epilogue.end:
             epilogue.end(f, state)
-
-
-def convert_sums(f: Function, sums: Operand) -> Operand:
-    """Return sums of pairs as bfloat16."""
-    is_native = multiplies_pairs(f.target) and bool(sums.lanes)
-    return round_sums(f, sums) if is_native else f.convert(sums, dtypes.bfloat16)

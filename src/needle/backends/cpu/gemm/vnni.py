@@ -159,7 +159,7 @@ def _from_rows(f: Function, dtype: DType, paired: bool) -> None:
     def turned(h: Index, here: Operand, first: str, k: Index, mask: Operand | None) -> None:
         start = f.pointer(first, k, dtype)
         if dtype == dtypes.bfloat16 and mask is None:
-            _turn(f, start, f.mul_index(across, 2), to(h, k), here)
+            turn_words(f, start, f.mul_index(across, 2), to(h, k), here)
             return
         scratch = _scratch(f, 1)
 
@@ -168,7 +168,7 @@ def _from_rows(f: Function, dtype: DType, paired: bool) -> None:
             f.store(_rounded(f, line, 0, dtype, mask), scratch, f.mul_index(r, DEPTH))
 
         f.loop(0, here, 1, [], row, runs=True)
-        _turn(f, scratch, LINE, to(h, k), here)
+        turn_words(f, scratch, LINE, to(h, k), here)
 
     _each_strip(f, strip)
 
@@ -215,7 +215,9 @@ def _from_pairs(f: Function, dtype: DType, paired: bool) -> None:
         if not paired:
             for h in range(2):
                 tile = f.pointer(scratch, h * TILE, dtypes.uint8)
-                _turn(f, tile, LINE, _tile_at(f, f.add_index(strip, h), first), f.operand(SIDE))
+                turn_words(
+                    f, tile, LINE, _tile_at(f, f.add_index(strip, h), first), f.operand(SIDE)
+                )
 
     def panels(first: Index, rest: Operand | None) -> None:
         f.loop(0, whole, 2 * SIDE, [], lambda column, _: tiles(first, column, rest, None))
@@ -252,7 +254,7 @@ def _from_elements(f: Function, dtype: DType, paired: bool) -> None:
 
             f.loop(0, here, 1, [], row, runs=True)
             if paired:
-                _turn(f, base, LINE, place, here)
+                turn_words(f, base, LINE, place, here)
 
         f.loop(0, k, DEPTH, [], tile)
 
@@ -263,7 +265,9 @@ def _scratch(f: Function, tiles: int) -> str:
     return f.at_entry(f"alloca [{tiles * TILE} x i8], align 64")
 
 
-def _turn(f: Function, source: str, step: Index, target: str, count: Operand) -> None:
+def turn_words(
+    f: Function, source: str, step: Index, target: str, count: Operand, to_step: Index = LINE
+) -> None:
     """Emit the turning of a tile: word (i, j) becomes word (j, i).
 
     Args:
@@ -272,12 +276,14 @@ def _turn(f: Function, source: str, step: Index, target: str, count: Operand) ->
         step: bytes from one line to the next.
         target: the tile.
         count: how many lines exist; instead of others the last is read.
+        to_step: bytes from one line of the target to the next.
     """
     key = "gemm turn pairs"
     name = f.module.memo.get(key)
     if name is None:
         name = f.module.unique("turn_pairs")
         arguments = {"source": "ptr readonly", "step": "i64", "target": "ptr", "count": "i64"}
+        arguments["to_step"] = "i64"
         g = Function(f.module, name, arguments, inline="noinline")
         last = g.sub_index(g.argument("count"), 1)
         lines = [
@@ -290,7 +296,9 @@ def _turn(f: Function, source: str, step: Index, target: str, count: Operand) ->
             loaded = [g.load(line, block, dtypes.uint32, 4) for line in lines]
             turned = transpose(g, [joined(g, loaded[i::4]) for i in range(4)])
             for i, row in enumerate(turned):
-                g.store(row, "%target", (block + i) * SIDE)
+                place = g.mul_index(g.argument("to_step"), block + i)
+                g.store(row, g.pointer("%target", place, dtypes.uint8), 0)
         name = f.module.memo[key] = g.end()
     given = [f"ptr {source}", f.operand(step).typed, f"ptr {target}", count.typed]
+    given.append(f.operand(to_step).typed)
     f.emit(f"call void @{name}({', '.join(given)})")
