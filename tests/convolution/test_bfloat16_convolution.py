@@ -15,12 +15,13 @@ from needle.graph import trace
 from needle.ops.convolution_form import Convolution
 from needle.ops.unfolding import convolve, convolve_input_grad, convolve_weight_grad
 
+ALL = {"forward", "input_grad", "weight_grad"}
 #: Shape of the images, of the weight, arguments of `conv2d`, and which forms are paired.
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], set[str]]] = {
-    "17 channels": ((5, 17, 6, 5), (20, 17, 3, 3), {"padding": 1}, {"forward", "input_grad"}),
+    "17 channels": ((5, 17, 6, 5), (20, 17, 3, 3), {"padding": 1}, ALL),
     "strided": ((5, 3, 9, 8), (33, 3, 3, 3), {"padding": 1, "stride": 2}, {"forward"}),
-    "padded more": ((5, 4, 3, 3), (6, 4, 2, 2), {"padding": 3}, {"forward", "input_grad"}),
-    "dilated": ((5, 32, 9, 9), (8, 32, 3, 3), {"dilation": 2}, {"forward", "input_grad"}),
+    "padded more": ((5, 4, 3, 3), (6, 4, 2, 2), {"padding": 3}, ALL),
+    "dilated": ((5, 32, 9, 9), (8, 32, 3, 3), {"dilation": 2}, ALL),
     "groups": ((5, 36, 6, 6), (32, 18, 3, 3), {"groups": 2}, {"forward", "input_grad"}),
     "depthwise": ((5, 20, 9, 9), (20, 1, 3, 3), {"groups": 20, "padding": 1}, set()),
     "pointwise": ((5, 20, 5, 5), (24, 20, 1, 1), {}, set()),
@@ -101,9 +102,7 @@ def test_what_is_paired(name: str) -> None:
         if isinstance(node.op.lower, Convolution) and not node.op.lower.in_pairs
     }
     is_product = name == "pointwise"
-    assert left == (
-        set() if is_product else {"forward", "input_grad", "weight_grad"} - SHAPES[name][3]
-    )
+    assert left == (set() if is_product else ALL - SHAPES[name][3])
     products = [node for node in graph.nodes if node.op.name == "matmul"]
     assert len(products) == (3 if is_product else 0)
     assert all(node.inputs[0].dtype == dtypes.bfloat16 for node in products)

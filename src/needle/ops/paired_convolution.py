@@ -6,12 +6,13 @@ channels last have them so; of a weight, two are joined to a word, and the words
 with ops, in the graph, like any other change of layout: it moves, shares and fuses, and what
 computes it stands apart from the kernel.
 
-The two ops here have no gradients and no public functions: only passes make them, of `conv2d_nhwc`
-and of its gradient by the input (`needle.compiler.passes.pair`).
+The ops here have no gradients and no public functions: only passes make them, of `conv2d_nhwc` and
+its gradients (`needle.compiler.passes.pair`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from needle.ops.elementwise import widened
 from needle.ops.engine import engine
 from needle.ops.joining import concat
 from needle.ops.movement import permute_dims, reshape
-from needle.ops.nhwc_convolution import convolve_nhwc
+from needle.ops.nhwc_convolution import conv2d_nhwc_weight_grad, convolve_nhwc
 from needle.ops.record import Kind, Op
 from needle.ops.samples import Array
 from needle.ops.slicing import flip, pad
@@ -241,6 +242,17 @@ CONV2D_PAIRS = Op(
 )
 
 
+#: ``conv2d_nhwc_weight_grad`` of bfloat16, of a kernel that moves pixel by pixel, without groups:
+#: the pairs are neighbouring pixels.
+WEIGHT_GRAD_PAIRS = replace(
+    conv2d_nhwc_weight_grad.op,
+    name="conv2d_weight_grad_pairs",
+    samples=list,
+    vjp=None,
+    lower=Convolution("weight_grad", in_pairs=True),
+)
+
+
 def conv2d_in_pairs(
     x: Tensor, weight: Tensor, *, stride: Pair, pads: Pads, dilation: Pair, groups: int
 ) -> Tensor:
@@ -281,3 +293,9 @@ def conv2d_input_grad_in_pairs(
     return conv2d_in_pairs(
         cotangent, turned, stride=stride, pads=around, dilation=dilation, groups=groups
     )
+
+
+def conv2d_weight_grad_in_pairs(cotangent: Tensor, x: Tensor, **attrs: Any) -> Tensor:
+    """Return what `conv2d_nhwc_weight_grad` does."""
+    result: Tensor = engine.apply(WEIGHT_GRAD_PAIRS, (cotangent, x), attrs)
+    return result

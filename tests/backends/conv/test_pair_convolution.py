@@ -15,6 +15,7 @@ import needle as ndl
 from needle import dtypes
 from needle.backends.cpu.conv import pair_plan
 from needle.backends.cpu.conv.pair_plan import PairConvPlan
+from needle.backends.cpu.conv.pair_sums_plan import PairSumsPlan
 from needle.backends.cpu.conv.spec import ConvSpec, Epilogue, Place
 from needle.backends.cpu.gemm.pair_instructions import has_tiles
 from needle.backends.cpu.llvm import Function, Operand
@@ -36,6 +37,21 @@ PAIRED = {name: replace(s, dtype=dtypes.bfloat16) for name, s in GEOMETRIES.item
     }.items()
 }  # fmt: skip
 
+#: Gradients by weights that sum pairs of pixels, blocks of several images and of rows among them.
+SUMS = {
+    name: replace(spec, form="weight_grad")
+    for name, spec in (
+        PAIRED
+        | {
+            "blocks of images": replace(PAIRED["17 channels"], images=60),
+            "blocks of rows": ConvSpec(
+                "forward", 2, 70, 64, 40, 48, (3, 3), pads=ONE, dtype=dtypes.bfloat16
+            ),
+        }
+    ).items()
+    if spec.stride == (1, 1) and spec.groups == 1 and 0 not in spec.result
+}
+
 HOST = host()
 #: All instructions that there are for pairs, and none.
 PROCESSORS = {name: target for name, target in TARGETS.items() if name != "host"}
@@ -49,13 +65,21 @@ if HOST.vector_bytes == 64:
 each_processor = pytest.mark.parametrize("processor", PROCESSORS)
 
 
+def compile_and_run(
+    spec: ConvSpec, processor: str, first: Array, second: Array, threads: int = 1, extra: Any = None
+) -> Array:
+    """Run a form on its operands, of which a weight is laid out in tiles."""
+    if spec.form == "forward":
+        second = in_tiles(second, spec.groups)
+    return Compiled(spec, threads, PROCESSORS[processor])(first, second, extra)
+
+
 def in_tiles(weight: Array, groups: int) -> Array:
     return np.ascontiguousarray(pair_weight(ndl.asarray(weight), groups).numpy())
 
 
 def convolve(spec: ConvSpec, processor: str, threads: int = 1, whole: bool = True) -> Array:
-    first, second = operands(spec, whole)
-    return Compiled(spec, threads, PROCESSORS[processor])(first, in_tiles(second, spec.groups))
+    return compile_and_run(spec, processor, *operands(spec, whole), threads)
 
 
 def plan_of(spec: ConvSpec, threads: int = 1) -> PairConvPlan:
@@ -73,6 +97,25 @@ def test_geometries(name: str, processor: str) -> None:
 
 
 @each_processor
+@pytest.mark.parametrize("name", SUMS)
+def test_gradients_by_weights(name: str, processor: str) -> None:
+    spec = SUMS[name]
+    want = expected(spec, *operands(spec))
+    np.testing.assert_array_equal(convolve(spec, processor, 2), want, strict=True)
+
+
+@each_processor
+@pytest.mark.parametrize("name", ["17 channels", "packed", "blocks of images", "blocks of rows"])
+def test_no_number_of_tasks_changes_a_bit_of_a_gradient(name: str, processor: str) -> None:
+    spec = SUMS[name]
+    want = convolve(spec, processor, 1, whole=False)
+    exact = expected(replace(spec, dtype=dtypes.float64), *operands(spec, whole=False))
+    np.testing.assert_allclose(want.astype(np.float64), exact, rtol=2**-8, atol=1e-4)
+    for threads in (2, 3, 4):
+        np.testing.assert_array_equal(convolve(spec, processor, threads, whole=False), want)
+
+
+@each_processor
 def test_random_geometries(processor: str) -> None:
     @st.composite
     def specs(draw: st.DrawFn) -> ConvSpec:
@@ -83,17 +126,19 @@ def test_random_geometries(processor: str) -> None:
             draw(st.integers(max(0, d * (k - 1) + 1 - sum(p)), 24))
             for k, d, p in zip(kernel, dilation, pads, strict=True)
         )
-        groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+        form = draw(st.sampled_from(["forward", "weight_grad"]))
+        is_sum = form == "weight_grad"
+        groups = draw(st.sampled_from([1] if is_sum else [1, 1, 1, 2, 3]))
         depth, outs = draw(st.sampled_from([1, 3, 17, 32])), draw(st.sampled_from([1, 16, 33]))
         return ConvSpec(
-            "forward",
+            form,
             draw(st.integers(1, 5)),
             height,
             width,
             groups * depth,
             groups * outs,
             kernel,
-            draw(st.one_of(st.just((1, 1)), pair)),
+            draw(st.just((1, 1)) if is_sum else st.one_of(st.just((1, 1)), pair)),
             pads,
             dilation,
             groups,
@@ -174,10 +219,13 @@ def test_what_a_sum_does_not_read_does_not_change_it(name: str, processor: str) 
 
 
 @each_processor
-@pytest.mark.parametrize("name", PAIRED)
-def test_epilogue(name: str, processor: str) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [*PAIRED.values(), *SUMS.values()],
+    ids=[*PAIRED, *(f"gradient, {name}" for name in SUMS)],
+)
+def test_epilogue(spec: ConvSpec, processor: str) -> None:
     """Each element is weighed with its place."""
-    spec = PAIRED[name]
     _, height, width, channels = spec.result
     f32 = dtypes.float32
 
@@ -197,8 +245,7 @@ def test_epilogue(name: str, processor: str) -> None:
     extra = np.concatenate([np.array([2], np.float32), bias.ravel()])
     want = 2 * expected(replace(spec, dtype=f32), first, second) + bias
     fused = replace(spec, epilogue=Epilogue(store, "weighed", begin))
-    compiled = Compiled(fused, 2, PROCESSORS[processor])
-    got = compiled(first, in_tiles(second, spec.groups), extra)
+    got = compile_and_run(fused, processor, first, second, 2, extra)
     np.testing.assert_array_equal(got, want.astype(spec.dtype))
 
 
@@ -210,6 +257,11 @@ def test_ways() -> None:
     assert any(plan.images > 1 for plan in plans)
     assert any(plan.bands > 1 for plan in plans)
     assert {(1, 2), (2, 1)} <= {plan.grid for plan in plans}
+    sums = [Compiled(spec, 2, HOST).kernel.plan.detail for spec in SUMS.values()]
+    assert all(isinstance(plan, PairSumsPlan) for plan in sums)
+    assert any(plan.images > 1 and plan.blocks > 1 for plan in sums)
+    assert any(plan.bands > 1 for plan in sums)
+    assert {(1, 2), (2, 1)} <= {plan.grid for plan in sums}
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 2)])
@@ -226,6 +278,7 @@ def test_the_order_has_each_product_once(kernel: tuple[int, int], depth: int) ->
     assert not tiles[0, 0, :, :, 1:].any()
 
 
-def test_only_the_forward_form_has_pairs() -> None:
-    with pytest.raises(ValueError, match="bfloat16 forward"):
-        ConvSpec("weight_grad", 1, 4, 4, 4, 6, (1, 1), dtype=dtypes.bfloat16)
+def test_forms_without_pairs_are_refused() -> None:
+    for form, stride in (("input_grad", (1, 1)), ("weight_grad", (2, 1))):
+        with pytest.raises(ValueError, match="bfloat16 forward"):
+            ConvSpec(form, 1, 4, 4, 4, 6, (1, 1), stride, dtype=dtypes.bfloat16)  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ def _spec(node: Node, lower: Convolution) -> ConvSpec:
     }[lower.form]
     images, height, width, channels = image
     kh, kw, out = (*weight[:2], weight[-1])
-    if lower.in_pairs:
+    if lower.in_pairs and lower.form == "forward":
         (kh, kw), out = node.attrs["kernel"], node.attrs["out_channels"]
     sliding: dict[str, Any] = {
         name: node.attrs[name] for name in ("stride", "pads", "dilation", "groups")

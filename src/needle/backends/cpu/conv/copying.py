@@ -48,17 +48,24 @@ class PaddedCopy:
     shared: int = 0
 
     def call(
-        self, f: Function, target: str, number: Index, top: Index, rows: Index, channel: Index = 0
+        self,
+        f: Function,
+        target: str,
+        number: Index,
+        top: Index,
+        rows: Index,
+        channel: Index = 0,
+        images: str = "%image",
     ) -> None:
-        """Emit the copy of rows of an image from ``top`` on, which may lie outside, and of channels
-        from ``channel`` on."""
+        """Emit the copy of rows of one of the images, from ``top`` on, which may lie outside, and
+        of channels from ``channel`` on."""
         key = ("padded copy", self.shape[1:], self.across, self.channels, self.dtype, self.shared)
         prologue = self.prologue.key if self.prologue else None
         name = f.module.memo.get((key, prologue))
         if name is None:
             name = f.module.memo[key, prologue] = self._emit(f.module)
         places = ", ".join(f.operand(x).typed for x in (number, top, rows, channel))
-        f.emit(f"call void @{name}(ptr %image, ptr %extra, ptr {target}, {places})")
+        f.emit(f"call void @{name}(ptr {images}, ptr %extra, ptr {target}, {places})")
 
     def _emit(self, module: Module) -> str:
         f = MathFunction(module, module.unique("copy_padded"), ARGUMENTS, inline="noinline")

@@ -18,6 +18,8 @@ from needle.backends.cpu.conv.channels import (
 from needle.backends.cpu.conv.dense import Dense
 from needle.backends.cpu.conv.dense_sums import DenseSums
 from needle.backends.cpu.conv.pair_plan import PairConvPlan, plan_pairs
+from needle.backends.cpu.conv.pair_sums import PairSums
+from needle.backends.cpu.conv.pair_sums_plan import PairSumsPlan, plan_pair_sums
 from needle.backends.cpu.conv.pairs import PairConvolution
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
@@ -49,7 +51,15 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: DensePlan | ChannelPlan | DenseSumsPlan | ChannelSumsPlan | PairConvPlan | None
+    detail: (
+        DensePlan
+        | ChannelPlan
+        | DenseSumsPlan
+        | ChannelSumsPlan
+        | PairConvPlan
+        | PairSumsPlan
+        | None
+    )
     tasks: int
     workspace: int
 
@@ -108,6 +118,9 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
     if 0 in spec.result:
         return ConvPlan(spec, None, 1, 0)
+    if spec.in_pairs and spec.form == "weight_grad":
+        paired = plan_pair_sums(spec, threads)
+        return ConvPlan(spec, paired, paired.tasks, paired.workspace)
     if spec.in_pairs:
         pairs = plan_pairs(spec, threads)
         return ConvPlan(spec, pairs, pairs.tasks, pairs.workspace)
@@ -154,6 +167,8 @@ def emit_conv(
         ChannelSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelPlan):
         Channels(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, PairSumsPlan):
+        PairSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, PairConvPlan):
         PairConvolution(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, DensePlan):

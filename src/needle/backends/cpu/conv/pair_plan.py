@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from needle.backends.cpu.conv.pair_sums_plan import shared_zeros
 from needle.backends.cpu.conv.phase import Correlations, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM
@@ -96,14 +97,10 @@ class PairConvPlan:
     @property
     def shared(self) -> tuple[int, int]:
         """Rows, and columns, of zeros in the copy that are the end of one image, or row, and the
-        beginning of the next; not more than leaves a place for each result."""
+        beginning of the next."""
         if not self.copies:
             return 0, 0
-        _, height, width, _ = self.work.source
-        down, across = (
-            max(0, min(-seen.low, seen.high - size, seen.span - 1))
-            for seen, size in ((self.work.down, height), (self.work.across, width))
-        )
+        down, across = shared_zeros(self.work)
         return (down if self.rows == self.work.down.extent else 0), across
 
     @property

@@ -1,4 +1,4 @@
-"""Sums of products of pairs of bfloat16, of 16·down rows × 16·across columns: all convolutions' tile.
+"""Sums of products of pairs of bfloat16, of 16·down rows × 16·across columns.
 
 With AMX the sums stay in tile registers while tiles of rows and columns pass. With AVX-512-BF16
 8×32 sums stay in vector registers. Elsewhere pairs are taken apart, converted, and added up one

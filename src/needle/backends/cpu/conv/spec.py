@@ -103,8 +103,8 @@ class ConvSpec:
         in_channels, out_channels: C and O.
         kernel: rows and columns of the kernel.
         stride, pads, dilation, groups: as those of the op.
-        dtype: of all operands: float32, float64, or (forward) bfloat16, whose sums are float32 and
-            whose weight is in tiles of pairs; see `needle.ops.paired_convolution`.
+        dtype: of all operands: float32, float64, or (if `in_pairs`) bfloat16, whose sums are
+            float32 and whose weight is in tiles of pairs; see `needle.ops.paired_convolution`.
         epilogue: what becomes of the sums; by default they are stored to the result.
         prologue: computes the first operand's elements.
 
@@ -134,14 +134,15 @@ class ConvSpec:
             raise ValueError(f"{self.groups} groups do not divide {channels} channels")
         if self.dtype not in (dtypes.float32, dtypes.float64) and not self.in_pairs:
             raise ValueError(
-                "only float32 and float64, and bfloat16 forward, are convolved so, not "
-                f"{self.dtype} ({self.form})"
+                "only float32 and float64, and bfloat16 forward and, without strides and groups, "
+                f"in gradients by the weight, are convolved so, not {self.dtype} ({self.form})"
             )
 
     @property
     def in_pairs(self) -> bool:
         """Whether factors are bfloat16, taken pair by pair."""
-        return self.dtype == dtypes.bfloat16 and self.form == "forward"
+        is_moved = self.form == "weight_grad" and self.stride == (1, 1) and self.groups == 1
+        return self.dtype == dtypes.bfloat16 and (self.form == "forward" or is_moved)
 
     @property
     def counts(self) -> Pair:
