@@ -18,8 +18,8 @@ blocks and tasks of the first:
 - lane by lane, for depthwise convolution and groups of few channels: `channels`, `channel_sums`;
   `spread` copies a group's channels to the lanes of its results; `strip` multiplies.
 
-Of bfloat16: `pairs` emits the forward form, `pair_sums` the gradient by the weight, and `pair_plan`,
-`pair_sums_plan` decide; `pair_products` multiplies.
+Of bfloat16: `pairs` emits the forward form, `pair_sums` the gradient by the weight; `pair_plan` and
+`pair_sums_plan` decide, `pair_products` multiplies.
 
 `finish` stores sums, or gives them to the epilogue.
 
