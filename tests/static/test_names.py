@@ -32,6 +32,9 @@ CASES = {
     "stop_gradient": (lambda x, y: tf.stop_gradient(x), X),
     "zeros": (lambda x, y: tf.zeros([2]), np.zeros(2)),
     "ones": (lambda x, y: tf.ones([2], tf.int64), np.ones(2)),
+    "add_n": (lambda x, y: tf.add_n([x, y, x]), 2 * X + Y),
+    "squared_difference": (lambda x, y: tf.squared_difference(x, y), (X - Y) ** 2),
+    "fill": (lambda x, y: tf.fill([2, 3], 0.5), np.full((2, 3), 0.5)),
     "softmax_cross_entropy_with_logits": (
         lambda x, y: tf.nn.softmax_cross_entropy_with_logits(labels=y, logits=x),
         -(P * LOG).sum(1),

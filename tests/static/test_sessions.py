@@ -194,6 +194,35 @@ def test_compiled_once_for_each_fetch_and_shape():
     assert sorted(len(p._function.specializations) for p in programs) == [1, 2]
 
 
+def test_placeholders_in_either_order():
+    made = [
+        tf.placeholder((None, 3), "int64", "a"),
+        tf.placeholder("int64", (None, 3), "b"),
+        tf.placeholder(tf.int64, shape=[None, 3], name="c"),
+        tf.placeholder(shape=[None, 3], dtype=np.int64),
+    ]
+    assert {(s.shape, s.dtype) for s in made} == {((None, 3), np.dtype(np.int64))}
+    assert [s.operation.name for s in made] == ["a", "b", "c", "placeholder"]
+    assert tf.placeholder(tf.float64).shape is None
+    assert tf.placeholder(None, "int32").dtype == ndl.int32
+    with pytest.raises(ArgumentTypeError, match="shape is given twice"):
+        tf.placeholder([3], shape=[2])
+    with pytest.raises(ArgumentTypeError, match="no option 'size'"):
+        tf.placeholder(tf.float32, size=3)
+
+
+def test_interactive_sessions():
+    w = tf.Variable(2.0)
+    session = tf.InteractiveSession()
+    w.initializer.run()
+    assert (w * 3).eval() == 6
+    w.load(5.0)
+    assert w.eval() == 5
+    session.close()
+    with pytest.raises(GraphError, match="there is no session"):
+        w.eval()
+
+
 def test_mistakes():
     x = tf.placeholder((None, 3), name="x")
     y = x * 2

@@ -27,6 +27,7 @@ from needle.static.declare import (
     declared as _declared,
     placeholder as placeholder,
 )
+from needle.static.export import Exported as Exported
 from needle.static.flow import (
     case as case,
     cond as cond,
@@ -45,7 +46,7 @@ from needle.static.graph import (
 from needle.static.module import function as function
 from needle.static.names import NAMES as _NAMES
 from needle.static.saver import Saver as Saver
-from needle.static.session import Session as Session
+from needle.static.session import InteractiveSession as InteractiveSession, Session as Session
 from needle.static.state import (
     assign as assign,
     assign_add as assign_add,

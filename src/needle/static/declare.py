@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from needle import dtypes, tree
 from needle.arrays import to_array
 from needle.config import no_grad
 from needle.creation import asarray
-from needle.errors import NeedleError
+from needle.errors import ArgumentTypeError, GraphError, NeedleError
 from needle.graph import trace
 from needle.operators import method_of
 from needle.ops.methods import COMPARISONS, OPERATORS, UNARY
@@ -34,14 +34,19 @@ _OPEN = 1_000_000_007
 _LONGEST = 1 << 26
 
 
-def placeholder(shape: Any = None, dtype: Any = None, name: str = "placeholder") -> Symbol:
+def placeholder(*args: Any, name: str = "placeholder", **options: Any) -> Symbol:
     """Declare a tensor that is given when a session runs.
 
     Args:
-        shape: extents, None for open ones; None if not even their number is known. Shape and dtype
-            may change places, as TensorFlow has them.
-        dtype: data type, float32 if not given; what is fed is converted to it.
+        args: ``shape`` and ``dtype``, in this order or, as TensorFlow has them, in the other; a
+            third one is the name. Extents of the shape are None where they are open; the shape is
+            None if not even their number is known. The dtype is float32 if not given; what is fed
+            is converted to it.
         name: what to call it.
+        options: ``shape`` and ``dtype``, by name.
+
+    Raises:
+        ArgumentTypeError: something is given twice, or is neither shape nor dtype.
 
     Example:
         >>> import needle.static as tf
@@ -50,8 +55,17 @@ def placeholder(shape: Any = None, dtype: Any = None, name: str = "placeholder")
         ...     tf.Session().run(x.sum(axis=0), {x: [[1, 2], [3, 4]]})
         array([4., 6.], dtype=float32)
     """
-    if _is_dtype(shape):
-        shape, dtype = dtype, shape
+    for i, value in enumerate(args):
+        what = "name" if i > 1 else "dtype" if _is_dtype(value) else "shape"
+        if what == "shape" and value is None and "shape" in options:
+            what = "dtype"
+        if what in options:
+            raise ArgumentTypeError(f"placeholder: {what} is given twice, {value!r} is one")
+        options[what] = value
+    shape, dtype = options.pop("shape", None), options.pop("dtype", None)
+    name = options.pop("name", name)
+    if options:
+        raise ArgumentTypeError(f"placeholder: there is no option {next(iter(options))!r}")
     extents = None if shape is None else tuple(None if n is None else int(n) for n in shape)
     chosen = dtypes.float32 if dtype is None else dtypes.as_dtype(dtype)
     operation = Operation(get_default_graph(), name, _not_fed)
@@ -67,9 +81,18 @@ def _not_fed() -> None:
     raise AssertionError("a session checks what is fed before it runs anything")
 
 
-def is_placeholder(operation: Operation) -> bool:
-    """Whether an operation can only be fed."""
-    return operation.function is _not_fed
+def check_fed(operations: Iterable[Operation]) -> None:
+    """Raise if one of the operations that are needed can only be fed.
+
+    Raises:
+        GraphError: it is a placeholder.
+    """
+    for operation in operations:
+        if operation.function is _not_fed:
+            raise GraphError(
+                f"{operation.outputs[0]}, declared at {operation.location}, is needed and has no "
+                "value: feed it"
+            )
 
 
 def constant(value: Any, dtype: Any = None, shape: Any = None, name: str = "constant") -> Symbol:
@@ -217,4 +240,4 @@ def attach_methods() -> None:
 
 attach_methods()
 
-__all__ = ["constant", "declare", "declared", "is_placeholder", "placeholder"]
+__all__ = ["check_fed", "constant", "declare", "declared", "placeholder"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from needle import tree
@@ -17,6 +17,8 @@ from needle.eager import user_line
 from needle.errors import GraphError
 
 if TYPE_CHECKING:
+    from needle.static.export import Exported, Named
+    from needle.static.session import Session
     from needle.static.symbol import Symbol, Variable
 
 
@@ -191,6 +193,48 @@ class Graph:
                     return operation.outputs[int(number)]
         known = ", ".join(repr(o.name) for o in self.operations[:20])
         raise GraphError(f"the graph has nothing named {name!r}; its operations begin with {known}")
+
+    def export(
+        self,
+        session: Session,
+        inputs: Named,
+        outputs: Named,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+    ) -> Exported:
+        """Return what ``outputs`` need, as a graph of ops that is ready for inference.
+
+        Losses, optimizers and all else that the outputs do not need is left out, and the values of
+        variables go along.
+
+        Args:
+            session: whose values of variables.
+            inputs: what is to be fed: symbols by name, or symbols, named as their operations.
+            outputs: what is computed, likewise.
+            shapes: of the inputs that have open extents, by name.
+
+        Raises:
+            GraphError: a symbol that is not in the graph, a placeholder that is no input, outputs
+                that need an assignment or draw random numbers, a variable without a value.
+            ShapeError: a shape is missing, or does not fit.
+
+        Example:
+            >>> import needle.static as tf
+            >>> with tf.Graph().as_default() as graph:
+            ...     x = tf.placeholder(tf.float32, [None, 2], name="x")
+            ...     w = tf.Variable([[1.0], [2.0]], name="w")
+            ...     y = tf.matmul(x, w, name="y")
+            ...     loss = tf.reduce_mean(tf.square(y))
+            ...     session = tf.Session()
+            ...     session.run(tf.global_variables_initializer())
+            >>> exported = graph.export(session, [x], [y], shapes={"x": (3, 2)})
+            >>> [node.op.name for node in exported.graph.nodes], list(exported.values)
+            (['matmul', 'clone'], ['w'])
+            >>> exported.run({"x": [[1, 1], [2, 0], [0, 2]]})["y"].tolist()
+            [[3.0], [2.0], [4.0]]
+        """
+        from needle.static.export import export
+
+        return export(self, session, inputs, outputs, shapes)
 
     def __repr__(self) -> str:
         return f"<graph of {len(self.operations)} operations, {len(self.variables)} variables>"

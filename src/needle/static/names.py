@@ -81,6 +81,20 @@ def _ones(shape: Any, dtype: Any = dtypes.float32) -> Tensor:
     return creation.ones(tuple(shape), dtype=dtype)
 
 
+def _add_n(inputs: Any) -> Tensor:
+    first, *rest = inputs
+    return sum(rest, first)
+
+
+def _squared_difference(x: Tensor, y: Tensor) -> Tensor:
+    difference = x - y
+    return difference * difference
+
+
+def _fill(dims: Any, value: Any) -> Tensor:
+    return creation.full(tuple(dims), value)
+
+
 #: By the name in the namespace of `needle.static`.
 NAMES: dict[str, Callable[..., Any]] = {
     "reduce_sum": _reduction(ops.sum),
@@ -104,6 +118,9 @@ NAMES: dict[str, Callable[..., Any]] = {
     "stop_gradient": _stop_gradient,
     "zeros": _zeros,
     "ones": _ones,
+    "add_n": _add_n,
+    "squared_difference": _squared_difference,
+    "fill": _fill,
 }
 
 

@@ -15,7 +15,7 @@ from needle.compiled import Compiled, compile as compile_function
 from needle.creation import asarray
 from needle.errors import ArgumentError, ArgumentTypeError, GraphError, ShapeError
 from needle.ops.samples import Array
-from needle.static.declare import is_placeholder
+from needle.static.declare import check_fed
 from needle.static.evaluation import Evaluation, Plan
 from needle.static.graph import Graph, Operation, get_default_graph
 from needle.static.symbol import Symbol, Variable
@@ -108,6 +108,19 @@ class Session:
         self._programs.clear()
         self._valued = frozenset(self.values)
 
+    def check_valued(self, plan: Plan) -> None:
+        """Raise if a plan reads a variable that has no value, and gets none.
+
+        Raises:
+            GraphError: there is such a variable.
+        """
+        for variable in plan.read:
+            if variable not in self.values and variable not in set(plan.written):
+                raise GraphError(
+                    f"{variable}, declared at {variable.operation.location}, has no value: run its "
+                    "initializer or static.global_variables_initializer(), assign or feed it"
+                )
+
     def close(self) -> None:
         """Let go of all values; the session runs nothing any more."""
         self.values.clear()
@@ -159,6 +172,28 @@ class Session:
         return f"<session of {self.graph}>"
 
 
+class InteractiveSession(Session):
+    """A session that `Symbol.eval` and `Operation.run` use from now on, until it is closed.
+
+    Example:
+        >>> import needle.static as tf
+        >>> with tf.Graph().as_default():
+        ...     session = tf.InteractiveSession()
+        ...     (tf.constant(2.0) * 3).eval()
+        ...     session.close()
+        np.float32(6.0)
+    """
+
+    def __init__(self, graph: Graph | None = None, *, compile: bool = True) -> None:
+        super().__init__(graph, compile=compile)
+        _stack().append(self)
+
+    def close(self) -> None:
+        super().close()
+        if self in _stack():
+            _stack().remove(self)
+
+
 class Program:
     """What a session runs for one pair of fetches and feeds."""
 
@@ -172,18 +207,8 @@ class Program:
         self.fetches = fetches
         self.feeds = feeds
         self.plan = Plan(session.graph, fetches, feeds)
-        for operation in self.plan.operations:
-            if is_placeholder(operation):
-                raise GraphError(
-                    f"{operation.outputs[0]}, declared at {operation.location}, is needed and has "
-                    "no value: feed it"
-                )
-        for variable in self.plan.read:
-            if variable not in session.values and variable not in set(self.plan.written):
-                raise GraphError(
-                    f"{variable}, declared at {variable.operation.location}, has no value: run its "
-                    "initializer or static.global_variables_initializer(), assign or feed it"
-                )
+        check_fed(self.plan.operations)
+        session.check_valued(self.plan)
         for prepare in self.plan.preparations:
             prepare(session)
         self._values = dict(session.values)
