@@ -61,7 +61,13 @@ stubs: $(VENV)/package  ## write the types of Tensor's methods from the op recor
 docs: $(VENV)/package  ## write docs/reference/ from the op records
 	$(BIN)/python -m needle.testing.reference docs/reference
 
-bench: $(VENV)/peers  ## measure needle beside PyTorch and JAX; writes the README's table
+$(VENV)/runtimes: $(VENV)/peers
+	@echo "installing the runtimes to compare inference with"
+	@$(PIP) --editable '.[test,lint,peers,runtimes]' \
+	  || echo "WARNING: ONNX Runtime or OpenVINO could not be installed: their columns are left out"
+	@touch $@
+
+bench: $(VENV)/runtimes  ## measure needle beside PyTorch, JAX and runtimes; writes the README's table
 	$(BIN)/python -m benchmarks --write
 
 clean:  ## remove all that was made here

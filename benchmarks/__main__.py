@@ -34,7 +34,10 @@ from benchmarks.rows import CHAPTERS, STEPS
 
 def frameworks() -> list[str]:
     """Return the frameworks that can be measured here."""
-    missing = {"jax"} if importlib.util.find_spec("jax") is None else set()
+    optional = ("jax", *report.RUNTIMES)
+    missing = {name for name in optional if importlib.util.find_spec(name) is None}
+    if importlib.util.find_spec("onnx") is None:
+        missing.update(report.RUNTIMES)  # PyTorch writes their models with it
     if shutil.which("g++") is None:
         missing.add("torch compiled")  # it needs a C++ compiler on the user's machine
     return [name for name in report.FRAMEWORKS if name not in missing]
@@ -86,6 +89,10 @@ def whole_processes(threads: int, only: str) -> list[Row]:
     return rows
 
 
+def _version(name: str) -> str:
+    return version(name) if importlib.util.find_spec(name) is not None else "not installed"
+
+
 def conditions(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: machine, versions, ceilings."""
     import numpy
@@ -104,7 +111,7 @@ def conditions(threads: int) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "needle": needle.__version__,
         "torch": torch.__version__,
-        "jax": version("jax") if importlib.util.find_spec("jax") is not None else "not installed",
+        **{name: _version(name) for name in ("jax", *report.RUNTIMES)},
     }
 
 
@@ -138,7 +145,7 @@ def main() -> None:
     if rest:
         chapters["Processes"] = rest
     for title, rows in chapters.items():
-        show(console, title, rows, report.FRAMEWORKS)
+        show(console, title, rows, report.columns_of(rows))
     products = gemm.measured(options.threads, options.seconds / 5, options.only)
     if products:
         show(console, "Matrix products", products, report.KERNELS)

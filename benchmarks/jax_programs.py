@@ -170,14 +170,19 @@ def network_step(network: str, batch: int, size: int, classes: int) -> Program:
     return _train(step, (made.parameters, zeros, made.statistics))
 
 
-def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
+def network_forward(
+    network: str, batch: int, size: int, classes: int, precision: str = "float32"
+) -> Program:
     function, x, made = _network(network, batch, size, classes)
+    state = made.parameters, made.statistics, x
+    if precision != "float32":
+        state = jax.tree.map(lambda a: a.astype(precision), state)
 
     def forward(parameters: Any, statistics: Any, x: Any) -> Any:
         layers = jax_networks.Layers(parameters, statistics, is_training=False)
         return function(layers, x, classes)
 
-    return _call(forward, made.parameters, made.statistics, x)
+    return _call(forward, *state)
 
 
 def _train(step: Any, state: Any) -> Program:

@@ -207,10 +207,18 @@ def network_step(network: str, batch: int, size: int, classes: int) -> Program:
     return _step(model, optim.SGD(model.parameters(), lr=0.1, momentum=0.9), x, y)
 
 
-def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
+def network_forward(
+    network: str, batch: int, size: int, classes: int, precision: str = "float32"
+) -> Program:
     """What an image classifier says."""
     model, x = _network(network, batch, size, classes)
-    forward = _mode(model.eval())
+    model.eval()
+
+    def compute(x: ndl.Tensor) -> ndl.Tensor:
+        with ndl.autocast(enabled=precision == "bfloat16"):
+            return model(x)
+
+    forward = _mode(compute)
 
     def call() -> Any:
         with ndl.inference_mode():

@@ -20,8 +20,12 @@ def set_threads(count: int) -> None:
     _options.inter_op_num_threads = 1
 
 
-def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
-    """What an image classifier says."""
+def network_forward(
+    network: str, batch: int, size: int, classes: int, precision: str = "float32"
+) -> Program | None:
+    """What an image classifier says; None in bfloat16, which its kernels do not compute in."""
+    if precision != "float32":
+        return None
     session = onnxruntime.InferenceSession(
         exported(network, batch, size, classes), _options, providers=["CPUExecutionProvider"]
     )

@@ -18,7 +18,11 @@ FRAMEWORKS = {
     "torch": "PyTorch, eager",
     "torch compiled": "PyTorch, compiled",
     "jax": "JAX, jit",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
 }
+#: Those that only run what is trained: a table without such rows has no column of theirs.
+RUNTIMES = ("onnxruntime", "openvino")
 #: The columns of the table of products, of which needle's are the kernels alone.
 KERNELS = {"needle": "needle's kernel", "torch": "PyTorch"}
 
@@ -31,14 +35,26 @@ def conditions_as_text(facts: dict[str, Any]) -> str:
         f"Measured on {facts['date']}: {facts['processor']}, {facts['threads']} threads, "
         f"{facts['matrix GFLOP/s (float32)']} GFLOP/s (float32 matrix product), "
         f"{facts['copy GB/s']} GB/s (copy); Python {facts['python']}, "
-        f"NumPy {facts['numpy']}, PyTorch {facts['torch']}, JAX {facts['jax']}."
+        f"NumPy {facts['numpy']}, PyTorch {facts['torch']}, JAX {facts['jax']}"
+        + "".join(f", {FRAMEWORKS[name]} {facts[name]}" for name in RUNTIMES if name in facts)
+        + "."
     )
 
 
+def columns_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the frameworks that a table of rows shows."""
+    return {
+        name: title
+        for name, title in FRAMEWORKS.items()
+        if name not in RUNTIMES or any(name in row.values for row in rows)
+    }
+
+
 def as_markdown(
-    rows: Sequence[Row], columns: dict[str, str] = FRAMEWORKS, copy_rate: float | None = None
+    rows: Sequence[Row], columns: dict[str, str] | None = None, copy_rate: float | None = None
 ) -> str:
     """Return a table of rows; with ``copy_rate``, in GB/s, what part of it each row reaches."""
+    columns = columns_of(rows) if columns is None else columns
     shows_rate = copy_rate is not None and any(row.moved is not None for row in rows)
     head = [*columns.values(), "best peer ÷ needle"] + ["GB/s, of copy"] * shows_rate
     lines = ["| | " + " | ".join(head) + " | target |", "|---" + "|---:" * len(head) + "|---|"]

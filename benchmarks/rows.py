@@ -42,6 +42,7 @@ def _network(
     words = {"step": "step", "forward": "inference"}
     images = {"batch": batch, "size": size, "classes": classes}
     title = f"{name} {words[what]}, batch {batch}"
+    title += ", bfloat16" if more.get("precision") == "bfloat16" else ""
     return _case(title, f"network_{what}", network=network, **images, **more)
 
 
@@ -54,29 +55,26 @@ _BLOCK = [64, 192, 256]
 _GPT = {"layers": 6, "heads": 6, "width": 384}
 _GPT2 = {"layers": 12, "heads": 12, "width": 768, "vocabulary": 50257, "context": 1024}
 
+#: Networks whose forward pass is measured.
+_CLASSIFIERS: list[tuple[str, str, dict[str, Any]]] = [
+    ("ResNet-20 CIFAR", "resnet20", {}),
+    ("ResNet-18 CIFAR", "resnet18_cifar", {}),
+    ("ResNet-50 224²", "resnet50", {"size": 224, "classes": 1000}),
+]
+
 #: Chapters with their rows, in the order of the page.
 CHAPTERS: dict[str, list[Case]] = {
-    "Training steps and inference": [
+    "Training steps": [
         _case("MLP SGD step, batch 32", "mlp_sgd_step", times=4.0, main=True, batch=32),
         _case("MLP SGD step, batch 128", "mlp_sgd_step", times=2.0, main=True, batch=128),
         _case("MLP Adam step, batch 32", "mlp_adam_step", times=4.0, main=True, batch=32),
         _case("MLP Adam step, batch 128", "mlp_adam_step", times=2.0, batch=128),
         _case("MLPResNet Adam step, batch 100", "mlp_resnet_step", times=4.0, main=True, batch=100),
-        _case("MLP forward, batch 1", "mlp_forward", at_most=9.0, main=True, batch=1),
         _network("ResNet-20 CIFAR", "resnet20", "step", 128, times=1.6, main=True),
         _network("ResNet-20 CIFAR", "resnet20", "step", 32),
         _network("ResNet-18 CIFAR", "resnet18_cifar", "step", 32, times=1.3),
         _network("MobileNetV2 CIFAR", "mobilenet_v2_cifar", "step", 32, times=1.3),
         _network("ResNet-50 224²", "resnet50", "step", 8, times=1.15, size=224, classes=1000),
-        *(
-            _network(name, network, "forward", batch, times=1.05, **images)
-            for name, network, images in (
-                ("ResNet-20 CIFAR", "resnet20", {}),
-                ("ResNet-18 CIFAR", "resnet18_cifar", {}),
-                ("ResNet-50 224²", "resnet50", {"size": 224, "classes": 1000}),
-            )
-            for batch in (1, 32)
-        ),
         _case(
             "GPT 6×384 AdamW step, batch 8×256",
             "gpt_step",
@@ -109,6 +107,19 @@ CHAPTERS: dict[str, list[Case]] = {
         ),
         _case(
             "GPT-2 small, 16 tokens decoded", "gpt_decode", times=1.3, main=True, count=16, **_GPT2
+        ),
+    ],
+    "Inference": [
+        _case("MLP forward, batch 1", "mlp_forward", at_most=9.0, main=True, batch=1),
+        *(
+            _network(name, network, "forward", batch, times=1.05, **images)
+            for name, network, images in _CLASSIFIERS
+            for batch in (1, 32)
+        ),
+        *(
+            _network(name, network, "forward", batch, times=1.0, precision="bfloat16", **images)
+            for name, network, images in _CLASSIFIERS
+            for batch in (1, 32)
         ),
     ],
     "Elementwise": [

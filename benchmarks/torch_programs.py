@@ -292,7 +292,9 @@ def network_step(network: str, batch: int, size: int, classes: int) -> Program:
     return _faster(make)
 
 
-def network_forward(network: str, batch: int, size: int, classes: int) -> Program:
+def network_forward(
+    network: str, batch: int, size: int, classes: int, precision: str = "float32"
+) -> Program:
     """What an image classifier says, in the layout in which it is faster."""
 
     def make(layout: torch.memory_format) -> Program:
@@ -300,7 +302,10 @@ def network_forward(network: str, batch: int, size: int, classes: int) -> Progra
         forward = _mode(model.eval())
 
         def call() -> Any:
-            with torch.inference_mode():
+            with (
+                torch.inference_mode(),
+                torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+            ):
                 return forward(x)
 
         return call

@@ -1,6 +1,8 @@
 """One framework in a process of its own: reads requests as JSON lines, answers with times.
 
-A framework is ``needle``, ``torch`` or ``jax``, or one of the first two with `` compiled``.
+A framework is ``needle``, ``torch``, ``jax``, ``onnxruntime`` or ``openvino``, or one of the first
+two with `` compiled``. Each has a file of programs; one that it lacks, or that returns None, is not
+measured.
 Requests: ``{"do": "prepare", "program": name, "args": {...}}`` (answers whether it has one),
 ``{"do": "run", "seconds": s}`` (answers with the seconds per call of each repetition),
 ``{"do": "memory"}`` (peak resident bytes so far), ``{"do": "tensors"}`` (peak bytes of all tensors
@@ -65,6 +67,9 @@ def main(framework: str, threads: int) -> None:
                 print(json.dumps(False), flush=True)
                 continue
             program = make(**request["args"])
+            if program is None:
+                print(json.dumps(False), flush=True)
+                continue
             for _ in range(3):
                 program()
             start = time.perf_counter()
