@@ -5,6 +5,7 @@ import pytest
 
 import needle as ndl
 import needle.static as tf
+from needle.errors import ArgumentError
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,107 @@ def test_counting_steps_and_a_decaying_rate():
             expected -= 0.2 * 0.9**i * (expected - [1.0, 2.0, 3.0])
             assert step == i + 1
         np.testing.assert_allclose(sess.run(w), expected, rtol=1e-5)
+
+
+def windows(x, size, stride, padding, value):
+    """For each place of a window in [N, H, W, C] what it sees, in NumPy."""
+    _, high, wide, _ = x.shape
+    if padding == "SAME":
+        pads = [max((-(-m // stride) - 1) * stride + size - m, 0) for m in (high, wide)]
+        sides = [(0, 0), *((p // 2, p - p // 2) for p in pads), (0, 0)]
+        x = np.pad(x, sides, constant_values=value)
+    rows = range(0, x.shape[1] - size + 1, stride)
+    columns = range(0, x.shape[2] - size + 1, stride)
+    return np.stack(
+        [np.stack([x[:, i : i + size, j : j + size] for j in columns], 1) for i in rows], 1
+    )
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 2), (5, 3)])
+def test_images_as_tensorflow_has_them(padding, size, stride):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8, 7, 3)).astype(np.float32)
+    w = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    image = tf.placeholder(tf.float32, [None, 8, 7, 3])
+    strides = [1, stride, stride, 1]
+    conv = tf.nn.conv2d(image, w, strides=strides, padding=padding)
+    pool = tf.nn.max_pool(image, ksize=[1, size, size, 1], strides=strides, padding=padding)
+    turned = tf.nn.conv2d(
+        tf.transpose(image, [0, 3, 1, 2]), w, [1, 1, stride, stride], padding, data_format="NCHW"
+    )
+    found = tf.Session().run([conv, pool, turned], {image: x})
+    seen = windows(x, size, stride, padding, 0.0)
+    expected = np.einsum("nijabc,abco->nijo", seen, w)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[2], expected.transpose(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
+    highest = windows(x, size, stride, padding, -np.inf).max(axis=(3, 4))
+    np.testing.assert_array_equal(found[1], highest)
+
+
+def test_mistakes_with_images():
+    x, w = tf.placeholder(tf.float32, [2, 8, 8, 1]), tf.ones([3, 3, 1, 4])
+    with pytest.raises(ArgumentError, match="SAME or VALID, got 'same'"):
+        tf.nn.conv2d(x, w, [1, 1, 1, 1], "same")
+    with pytest.raises(ArgumentError, match="1 along batch and channels"):
+        tf.nn.max_pool(x, [1, 2, 2, 1], [2, 2, 2, 1], "SAME")
+    with pytest.raises(ArgumentError, match="NHWC or NCHW"):
+        tf.nn.conv2d(x, w, [1, 1, 1, 1], "SAME", data_format="HWC")
+    with pytest.raises(ArgumentError, match="either keep_prob or rate"):
+        tf.nn.dropout(x)
+
+
+def test_a_convolutional_network_for_experts():
+    images, labels = one_hot_digits(train=True)
+
+    def weight_variable(shape):
+        initial = tf.truncated_normal(shape, stddev=0.1)
+        return tf.Variable(initial)
+
+    def bias_variable(shape):
+        initial = tf.constant(0.1, shape=shape)
+        return tf.Variable(initial)
+
+    def conv2d(x, W):
+        return tf.nn.conv2d(x, W, strides=[1, 1, 1, 1], padding="SAME")
+
+    def max_pool_2x2(x):
+        return tf.nn.max_pool(x, ksize=[1, 2, 2, 1], strides=[1, 2, 2, 1], padding="SAME")
+
+    x = tf.placeholder(tf.float32, shape=[None, 64])
+    y_ = tf.placeholder(tf.float32, shape=[None, 10])
+    x_image = tf.reshape(x, [-1, 8, 8, 1])
+    W_conv1 = weight_variable([3, 3, 1, 8])
+    b_conv1 = bias_variable([8])
+    h_conv1 = tf.nn.relu(conv2d(x_image, W_conv1) + b_conv1)
+    h_pool1 = max_pool_2x2(h_conv1)
+    W_fc1 = weight_variable([4 * 4 * 8, 32])
+    b_fc1 = bias_variable([32])
+    h_pool1_flat = tf.reshape(h_pool1, [-1, 4 * 4 * 8])
+    h_fc1 = tf.nn.relu(tf.matmul(h_pool1_flat, W_fc1) + b_fc1)
+    keep_prob = tf.placeholder(tf.float32)
+    h_fc1_drop = tf.nn.dropout(h_fc1, keep_prob)
+    W_fc2 = weight_variable([32, 10])
+    b_fc2 = bias_variable([10])
+    y_conv = tf.matmul(h_fc1_drop, W_fc2) + b_fc2
+
+    cross_entropy = tf.reduce_mean(
+        tf.nn.softmax_cross_entropy_with_logits(labels=y_, logits=y_conv)
+    )
+    train_step = tf.train.AdamOptimizer(1e-2).minimize(cross_entropy)
+    correct_prediction = tf.equal(tf.argmax(y_conv, 1), tf.argmax(y_, 1))
+    accuracy = tf.reduce_mean(tf.cast(correct_prediction, tf.float32))
+
+    ndl.manual_seed(0)
+    with tf.Session() as sess:
+        sess.run(tf.global_variables_initializer())
+        assert np.abs(sess.run(W_fc1)).max() <= 0.2
+        for i in range(100):
+            part = slice(100 * (i % 14), 100 * (i % 14) + 100)
+            train_step.run(feed_dict={x: images[part], y_: labels[part], keep_prob: 0.5})
+        images, labels = one_hot_digits(train=False)
+        assert accuracy.eval(feed_dict={x: images, y_: labels, keep_prob: 1.0}) > 0.9
+        kept, every = sess.run([h_fc1_drop, h_fc1], {x: images, keep_prob: 0.75})
+        some = every > 0
+        assert 0.7 < (kept[some] > 0).mean() < 0.8
+        np.testing.assert_allclose(kept[kept > 0], every[kept > 0] / 0.75, rtol=1e-5)

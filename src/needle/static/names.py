@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from needle import creation, dtypes, ops, random
-from needle.nn import functional as F
+from needle.nn import functional as F, init
+from needle.static import images
 from needle.tensor import Tensor
 
 
@@ -41,6 +42,13 @@ def _random_normal(
     shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = dtypes.float32
 ) -> Tensor:
     return random.randn(tuple(shape), dtype=dtype) * stddev + mean
+
+
+def _truncated_normal(
+    shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = dtypes.float32
+) -> Tensor:
+    bounds = mean - 2 * stddev, mean + 2 * stddev
+    return init.truncated_normal(tuple(shape), mean, stddev, *bounds, dtype=dtype)
 
 
 def _random_uniform(
@@ -108,6 +116,7 @@ NAMES: dict[str, Callable[..., Any]] = {
     "identity": _identity,
     "matmul": _matmul,
     "one_hot": _one_hot,
+    "truncated_normal": _truncated_normal,
     "random_normal": _random_normal,
     "random_uniform": _random_uniform,
     "shape": _shape,
@@ -147,4 +156,7 @@ NN_NAMES: dict[str, Callable[..., Any]] = {
     "sparse_softmax_cross_entropy_with_logits": _sparse_softmax_cross_entropy,
     "sigmoid_cross_entropy_with_logits": _sigmoid_cross_entropy,
     "bias_add": _bias_add,
+    "conv2d": images.conv2d,
+    "max_pool": images.max_pool,
+    "dropout": images.dropout,
 }
