@@ -13,6 +13,7 @@ from needle.backends.cpu.conv.pair_products import (
     stored_vectors,
     sum_pairs,
 )
+from needle.backends.cpu.conv.parts import positive
 from needle.backends.cpu.conv.spec import Epilogue, Place
 from needle.backends.cpu.gemm.vnni import SIDE, TILE
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
@@ -169,7 +170,7 @@ class _Emitter:
         state = epilogue.begin(f) if epilogue and epilogue.begin else None
         _, rows, columns, channels = tile.result
 
-        def store(r: Index, at: Sequence[Operand]) -> None:
+        def store(r: Index, at: tuple[Index, Index, Index]) -> None:
             image, row, column = at
             start = f.pointer(sums, f.mul_index(r, SIDE * tile.across), dtypes.float32)
             for first, lanes, mask in stored_vectors(f, tile.across, self.mask):
@@ -183,24 +184,28 @@ class _Emitter:
                 place = f.add_index(f.mul_index(place, channels), channel)
                 f.store(convert_sums(f, x), "%out", place, mask)
 
-        def pixel(r: Index, at: list[Operand]) -> list[Operand]:
-            image, row, column = at
-            if tile.line_columns > columns or tile.line_rows > rows:
-                exists = f.compare("slt", column, f.operand(columns))
-                within = f.compare("slt", row, f.operand(rows))
-                f.branch(f.binary("and", exists, within), lambda: store(r, at))
-            else:
-                store(r, at)
-            column = f.operand(f.add_index(column, 1))
-            ends = f.compare("eq", column, f.operand(tile.line_columns))
-            column = f.select(ends, f.operand(0), column)
-            row = f.select(ends, f.operand(f.add_index(row, 1)), row)
-            below = f.compare("eq", row, f.operand(tile.line_rows))
-            row = f.select(below, f.operand(0), row)
-            image = f.select(below, f.operand(f.add_index(image, 1)), image)
-            return [image, row, column]
+        # Row by row of the line, so that along a row nothing but the column changes.
+        first = f.argument("column")
+        after = f.add_index(f.add_index(first, f.argument("pixels")), tile.line_columns - 1)
 
-        first = [f.argument(name) for name in ("image", "row", "column")]
-        f.loop(0, f.argument("pixels"), 1, first, pixel, runs=True)
+        def line(i: Index, _: list[Operand]) -> None:
+            begin = f.sub_index(f.mul_index(i, tile.line_columns), first)
+            end = f.min_index(f.add_index(begin, columns), f.argument("pixels"))
+            below = f.add_index(f.argument("row"), i)
+            image = f.add_index(f.argument("image"), f.floordiv_index(below, tile.line_rows))
+            row = f.mod_index(below, tile.line_rows)
+
+            def pixels() -> None:
+                def pixel(r: Index, _: list[Operand]) -> None:
+                    store(r, (image, row, f.sub_index(r, begin)))
+
+                f.loop(positive(f, begin), end, 1, [], pixel)
+
+            if tile.line_rows > rows:
+                f.branch(f.compare("slt", f.operand(row), f.operand(rows)), pixels)
+            else:
+                pixels()
+
+        f.loop(0, f.floordiv_index(after, tile.line_columns), 1, [], line, runs=True)
         if epilogue and epilogue.end:
             epilogue.end(f, state)
