@@ -207,3 +207,49 @@ def test_the_extra_is_named(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"needle-dl\[caffe\]"):
         read_net('layer { name: "a" }')
     schema._classes.cache_clear()
+
+
+CONV = """
+name: "convolution"
+input: "data"
+input_dim: 1
+input_dim: 1
+input_dim: 100
+input_dim: 100
+layer {
+  name: "conv"
+  type: "Convolution"
+  bottom: "data"
+  top: "conv"
+  convolution_param {
+    num_output: 3
+    kernel_size: 5
+    stride: 1
+    weight_filler { type: "gaussian" std: 0.01 }
+    bias_filler { type: "constant" value: 0 }
+  }
+}
+"""
+
+
+def test_looking_into_a_net_as_pycaffe_does(tmp_path):
+    """As in Caffe's first notebook: only the import is another one."""
+    import needle.layerwise as caffe
+
+    (tmp_path / "conv.prototxt").write_text(CONV)
+    net = caffe.Net(str(tmp_path / "conv.prototxt"), caffe.TEST)
+    assert [(k, v.data.shape) for k, v in net.blobs.items()] == [
+        ("data", (1, 1, 100, 100)),
+        ("conv", (1, 3, 96, 96)),
+    ]
+    assert net.params["conv"][0].data.shape == (3, 1, 5, 5)
+    im_input = np.random.default_rng(0).normal(size=(1, 1, 36, 48))
+    net.blobs["data"].reshape(*im_input.shape)
+    net.blobs["data"].data[...] = im_input
+    net.forward()
+    assert net.blobs["conv"].data.shape == (1, 3, 32, 44)
+    before = net.blobs["conv"].data.copy()
+    net.params["conv"][1].data[0] += 1.0
+    net.forward()
+    np.testing.assert_allclose(net.blobs["conv"].data[0, 0], before[0, 0] + 1, rtol=1e-5)
+    np.testing.assert_array_equal(net.blobs["conv"].data[0, 1:], before[0, 1:])

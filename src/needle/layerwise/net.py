@@ -49,7 +49,7 @@ class Net:
     """A net of layers, run forward in their order and backward against it.
 
     Args:
-        specs: what the layers are, in order.
+        specs: what the layers are, in order; or a `.prototxt` file with them.
         phase: `TRAIN` or `TEST`; layers of the other phase are left out.
         data: loaders for data layers, by the layer's name.
         force_backward: whether gradients of all blobs are wanted, those of the inputs, too.
@@ -84,7 +84,7 @@ class Net:
 
     def __init__(
         self,
-        specs: Iterable[LayerSpec],
+        specs: Iterable[LayerSpec] | str | Path,
         phase: int = TRAIN,
         *,
         data: Mapping[str, Any] | None = None,
@@ -98,6 +98,10 @@ class Net:
         self._needs: set[int] = set()
         #: What runs the net as one compiled function, after `compile`.
         self.whole: Whole | None = None
+        if isinstance(specs, (str, Path)):
+            from needle.layerwise.prototxt import read_net
+
+            specs = read_net(specs)
         chosen = [s for s in specs if phase in s.phases]
         if data:
             chosen = [_with_data(s, data) for s in chosen]
