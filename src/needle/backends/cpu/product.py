@@ -1,7 +1,12 @@
-"""Matrix products in a program: operands where they lie, the group's other pieces as epilogue."""
+"""Matrix products in a program: operands where they lie, the group's other pieces as epilogue.
+
+A batch of matrices that lie one below the other, times one matrix, is one product of more rows: B
+is brought to the tiles once, not once for each of the batch.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -36,13 +41,23 @@ from needle.graph.ir import Value
 
 @dataclass
 class ProductPlan:
-    """A product as a kernel of a program; see `AnchorPlan`."""
+    """A product as a kernel of a program; see `AnchorPlan`.
+
+    Attributes:
+        group: the kernel's group.
+        spec: the product.
+        a, b: where its operands lie.
+        threads: into about how many tasks it is split.
+        is_stacked: whether the rows of its A are those of all matrices of the batch.
+        tasks, workspace: as in any plan.
+    """
 
     group: Group
     spec: GemmSpec
     a: View
     b: View
     threads: int
+    is_stacked: bool = False
     tasks: int = 1
     workspace: int = 0
     #: Extents and strides that each call gives, by name: marks, see `needle.compiler.rows`.
@@ -52,7 +67,8 @@ class ProductPlan:
         """Emit the kernel: a call of the product's function with the epilogue fused in."""
         f = kernel.f
         is_paired = uses_pairs(self.spec, f.target)
-        spec = replace(self.spec, epilogue=_epilogue(kernel, self.group, is_paired))
+        epilogue = _epilogue(kernel, self.group, is_paired, self.is_stacked)
+        spec = replace(self.spec, epilogue=epilogue)
         product = emit_gemm(f.module, spec, threads=self.threads, name=f"{f.name}_product")
         a, b = (
             f.pointer(kernel.pointer_of(v.base), kernel.extent(v.offset), v.base.dtype)
@@ -78,14 +94,16 @@ def plan_product(
     assert b is not None
     shape = node.result.shape
     dtype = dtypes.accumulation_dtype(node.result.dtype)
+    is_stacked = _is_stacked(x, a, y)
+    extents = (math.prod(shape[:-1]), shape[-1]) if is_stacked else shape
     spec = GemmSpec(
-        shape[-2],
-        shape[-1],
+        extents[-2],
+        extents[-1],
         x.shape[-1],
-        _matrix(x, a, shape),
-        _matrix(y, b, shape),
-        Matrix(dtype, shape[-1], 1, (0,) * (len(shape) - 2)),
-        shape[:-2],
+        _matrix(x, a, extents),
+        _matrix(y, b, extents),
+        Matrix(dtype, extents[-1], 1, (0,) * (len(extents) - 2)),
+        extents[:-2],
         dtype,
     )
     spec, varying = _opened(spec)
@@ -136,9 +154,11 @@ def _opened(spec: GemmSpec) -> tuple[GemmSpec, dict[str, int]]:
 
 
 def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
-    lead = len(shape) - value.ndim
+    lead = max(len(shape) - value.ndim, 0)
     batch = [0] * lead + [
-        0 if n == 1 else s for n, s in zip(value.shape[:-2], view.strides[:-2], strict=True)
+        0 if n == 1 else s
+        for n, s in zip(value.shape[:-2], view.strides[:-2], strict=True)
+        if len(shape) > 2
     ]
     # What the program computes lies in its arena, on cache lines; users' arrays lie anywhere.
     is_given = view.base.node is None
@@ -151,13 +171,16 @@ def _matrix(value: Value, view: View, shape: tuple[int, ...]) -> Matrix:
     )
 
 
-def _epilogue(kernel: KernelFunction, group: Group, is_paired: bool) -> Epilogue:
+def _epilogue(kernel: KernelFunction, group: Group, is_paired: bool, is_stacked: bool) -> Epilogue:
     """Return what computes and stores the group's pieces from a vector of sums."""
     first = group.pieces[0]
     axes = axes_of(first)
     shape = first.value.shape
 
     def stand(f: Function, places: dict[Var, Position], at: Place, level: int) -> None:
+        if is_stacked:
+            batch, row = f.floordiv_index(at.row, shape[-2]), f.mod_index(at.row, shape[-2])
+            at = at._replace(batch=batch, row=row)
         place_axes(f, places, axes, shape, at, level)
 
     def convert(f: Function, sums: Operand, dtype: DType) -> Operand:
