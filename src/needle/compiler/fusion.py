@@ -5,6 +5,9 @@ and what would be costly to compute where it is used. Each stored value is a `Pi
 over other stored values, and the loops that run over its elements. Pieces then join into `Group`s,
 one kernel each: a piece joins the group of what it reads if, in the group's loops, it reads exactly
 the element that is computed there. A value that is read in its own group only needs no memory.
+
+A join (`concat`) that is stored is no piece. Each of its parts is one, in the memory of the whole:
+whatever computes a part writes it there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from needle.compiler import index as ix
 from needle.compiler.access import (
@@ -30,11 +34,25 @@ from needle.compiler.rows import rows_in
 from needle.compiler.storage import stored_values
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.fold import Fold
-from needle.ops.ordered import Ordered
+from needle.ops.ordered import Joined, Ordered
 from needle.ops.record import Kind
 
 #: Pieces in one kernel.
 MOST_PIECES = 40
+
+
+class Part(NamedTuple):
+    """Where a part of a join lies.
+
+    Attributes:
+        whole: the join.
+        axis: along which it goes.
+        start: where in it the part begins.
+    """
+
+    whole: Value
+    axis: int
+    start: int
 
 
 @dataclass(eq=False)
@@ -48,6 +66,7 @@ class Piece:
         at: which element of the value the loops' variables mean.
         body: for a reduction, the input and its index; None otherwise.
         reads: stored values that it reads, and where.
+        part: what it is a part of, and lies in the memory of.
     """
 
     value: Value
@@ -56,6 +75,17 @@ class Piece:
     at: Place
     body: Access | None
     reads: list[Access]
+    part: Part | None = None
+
+    @property
+    def target(self) -> Access:
+        """The element that is written, if the value gets memory."""
+        if self.part is None:
+            return Access(self.value, self.at)
+        whole, axis, start = self.part
+        at = list(self.at)
+        at[axis] = at[axis] + start
+        return Access(whole, tuple(at))
 
     def substitute(self, mapping: dict[Var, Index]) -> Piece:
         """Return it in other variables."""
@@ -70,6 +100,7 @@ class Piece:
             moved(self.at),
             None if self.body is None else Access(self.body.value, moved(self.body.at)),
             [Access(v, moved(at)) for v, at in self.reads],
+            self.part,
         )
 
 
@@ -101,6 +132,12 @@ class Group:
         """Yield the values that it computes."""
         for piece in self.pieces:
             yield piece.value
+
+    def joins(self) -> Iterator[Value]:
+        """Yield the joins that it computes parts of."""
+        for piece in self.pieces:
+            if piece.part is not None:
+                yield piece.part.whole
 
     def place_of(self, value: Value) -> Place | None:
         """Return the element of ``value`` that it computes, or None if it does not."""
@@ -150,6 +187,8 @@ class Fusion:
         self.stored = stored_values(graph)
         self.groups: list[Group] = []
         self.group_of: dict[Value, Group] = {}
+        #: The parts of each join that is stored.
+        self.parts: dict[Value, list[Value]] = {}
         #: For each group, the groups that it needs, directly.
         self.needs: dict[Group, set[Group]] = {}
         self._count = 0
@@ -161,11 +200,41 @@ class Fusion:
         for node in self.graph.nodes:
             if is_inline(node) or isinstance(node.op.lower, Fold):
                 for value in node.results:
-                    if value in self.stored:
+                    if value in self.stored and not self._place_parts(node):
                         self._place(piece_of(value, self.stored.__contains__))
             else:
                 self._anchor(node)
         return self.groups
+
+    def _place_parts(self, node: Node) -> bool:
+        """Place the parts of a join one by one; return whether there are any."""
+        if not isinstance(node.op.lower, Joined) or len(node.inputs) < 2:
+            return False
+        whole, axis = node.results[0], node.attrs["axis"]
+        if any(rows_in(v.shape[axis]) for v in node.inputs):
+            return False
+        start = 0
+        parts: list[Value] = []
+        for source in node.inputs:
+            if source.size:
+                # The part for itself: a join of one.
+                alone = Node(node.op, (source,), node.attrs, [source.spec])
+                alone.take_place(node)
+                value = alone.results[0]
+                self.stored.add(value)
+                piece = piece_of(value, self.stored.__contains__)
+                piece.part = Part(whole, axis, start)
+                self._place(piece, [self.group_of[v] for v in parts])
+                parts.append(value)
+            start += source.shape[axis]
+        if parts:
+            self.parts[whole] = parts
+        return bool(parts)
+
+    def groups_of(self, value: Value) -> list[Group]:
+        """Return the groups that compute a value, or its parts."""
+        values = self.parts.get(value, (value,))
+        return [self.group_of[v] for v in values if v in self.group_of]
 
     def _new(self, group: Group) -> Group:
         self._count += 1
@@ -194,18 +263,18 @@ class Fusion:
 
     def _add_needs(self, group: Group, piece: Piece) -> None:
         for value, _ in piece.reads:
-            other = self.group_of.get(value)
-            if other is not None and other is not group:
-                self.needs[group].add(other)
+            self.needs[group].update(g for g in self.groups_of(value) if g is not group)
 
-    def _place(self, piece: Piece) -> None:
-        """Let a piece join a group, or make one of it."""
+    def _place(self, piece: Piece, siblings: Iterable[Group] = ()) -> None:
+        """Let a piece join a group, one of ``siblings`` if need be, or make one of it."""
         producers: dict[Group, None] = {}
         for value, _ in piece.reads:
             group = self.group_of.get(value)
             if group is not None:
                 producers[group] = None
         candidates = sorted(producers, key=lambda g: -g.number)
+        others = dict.fromkeys(g for g in siblings if g not in producers)
+        candidates += [g for g in others if g.anchor is None and not g.inner]
         if not piece.kept and not piece.reduced:
             # Scalars keep each other company, related or not.
             candidates += [g for g in self.groups if not g.kept and not g.inner and not g.anchor]
@@ -303,7 +372,9 @@ class Fusion:
         if {mapping[v] for v in other.inner} != set(group.inner):
             return
         moved = [p.substitute({a: ix.of(b) for a, b in mapping.items()}) for p in other.pieces]
-        if not _read_in_place([*moved, *group.pieces]):
+        together = [*moved, *group.pieces]
+        wholes = {p.part.whole for p in together if p.part is not None}
+        if not _read_in_place(together) or any(v in wholes for p in together for v, _ in p.reads):
             return
         # An anchor comes first: what it reads must be there before its kernel begins.
         first = group.pieces[:1] if group.anchor is not None else []
@@ -346,9 +417,10 @@ class Fusion:
             frontier |= self.needs[g]
         if piece is not None:
             for value, _ in piece.reads:
-                group = self.group_of.get(value)
-                if group is not None:
-                    frontier.add(group)
+                groups = self.groups_of(value)
+                if value in self.parts and not members.isdisjoint(groups):
+                    return False  # it reads parts that are not there yet
+                frontier.update(groups)
         frontier -= members
         seen: set[Group] = set()
         while frontier:

@@ -9,11 +9,13 @@ from needle.compiler.inner import is_addressable
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.convolution_form import Convolution
 from needle.ops.fold import Fold
-from needle.ops.ordered import Ordered
+from needle.ops.ordered import Joined, Ordered
 from needle.ops.record import Kind
 
 #: Nodes in one expression before an intermediate value is stored.
 LONGEST = 60
+#: Parts of a join of which one is chosen for each element that is read, if it need not be stored.
+MOST_CHOSEN = 2
 #: Rows for so many of which even one op is rather computed once.
 MANY_ROWS = 64
 #: Nodes in an expression that is rather computed again than kept for kernels that can only run
@@ -35,8 +37,10 @@ def stored_values(graph: Graph) -> set[Value]:
         for value in node.results:
             readers = [(user.results[0], moves_elements(user)) for user in users.get(value, ())]
             uses[value] = sum(uses[v] if moves else 1 for v, moves in readers)
+            # A part of a join that is stored is computed once for each of its own elements.
+            others = [(v, m) for v, m in readers if v.node is None or not _is_long_join(v.node)]
             widest[value] = max(
-                (max(v.size, widest[v] if moves else 0) for v, moves in readers), default=0
+                (max(v.size, widest[v] if moves else 0) for v, moves in others), default=0
             )
     length: dict[Value, int] = {}
     late = _late(graph, users)
@@ -49,6 +53,8 @@ def stored_values(graph: Graph) -> set[Value]:
                 for operand in node.inputs:
                     _store_base(operand, stored, _needs_dense(node))
             continue
+        if _is_long_join(node):
+            stored.update(node.results)
         own = 0 if moves_elements(node) else 1
         cost = own + sum(length.get(v, 0) for v in node.inputs if not is_stored(v))
         below: set[Value] = set()
@@ -105,6 +111,11 @@ def _late(graph: Graph, users: dict[Value, list[Node]]) -> set[Value]:
                 (latest[v] for u in inline for v in u.results), default=level[value]
             )
     return {value for value, last in latest.items() if last > level[value]}
+
+
+def _is_long_join(node: Node) -> bool:
+    """Whether a join has so many parts that it is stored in any case."""
+    return isinstance(node.op.lower, Joined) and len(node.inputs) > MOST_CHOSEN
 
 
 def _takes_pointers(node: Node) -> bool:

@@ -11,6 +11,7 @@ from needle.errors import ArgumentError, AxisError, ShapeError
 from needle.ops.elementwise import TensorLike
 from needle.ops.engine import apply, as_tensor, promoted
 from needle.ops.movement import expand_dims, flatten, reshape
+from needle.ops.ordered import Joined
 from needle.ops.record import Kind, composite, op
 from needle.ops.samples import Sample, bad, integers, normal
 from needle.ops.slicing import strided_slice
@@ -75,7 +76,7 @@ def _lower_concat(b: Any, index: Any, *xs: Any, axis: int) -> Any:
     kind=Kind.MOVEMENT,
     infer=_infer_concat,
     reference=lambda *xs, axis: np.concatenate(xs, axis=axis),
-    lower=_lower_concat,
+    lower=Joined(_lower_concat),
     vjp={"xs": _concat_vjp},
     per_axis=(),
     samples=_concat_samples,

@@ -1,4 +1,4 @@
-"""Ops that go through elements in an order: what their records' ``lower`` is.
+"""Ops that go through elements in an order, or join tensors: what their records' ``lower`` is.
 
 An element of their results is no function of a few elements of their inputs, so that they get
 kernels of their own. The descriptions say what is particular to an op; the backend knows how to run
@@ -60,7 +60,24 @@ class Sort:
     count: str = ""
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Inputs one after the other along the axis of the attribute ``axis``.
+
+    A result that lies in memory is written part by part, each by whatever kernel computes it.
+
+    Attributes:
+        element: the lowering of one element, for results that are computed where they are read.
+    """
+
+    element: Callable[..., Any]
+
+    def __call__(self, *arguments: Any, **attrs: Any) -> Any:
+        """Lower one element."""
+        return self.element(*arguments, **attrs)
+
+
 #: What a record's ``lower`` may be for an op that is a kernel of its own.
 Ordered = Scan | Scatter | Sort
 
-__all__ = ["Ordered", "Scan", "Scatter", "Sort"]
+__all__ = ["Joined", "Ordered", "Scan", "Scatter", "Sort"]

@@ -95,6 +95,10 @@ def lay_out(
     layout.arena_slot, layout.status_slot, layout.rows_slot = slot, slot + 1, slot + 2
     layout.slots = slot + 3
     _plan_arena(groups, layout, workspaces)
+    for g in groups:
+        for p in g.pieces:
+            if p.part is not None and p.part.whole in locations:
+                locations[p.value] = locations[p.part.whole]
     return layout
 
 
@@ -147,7 +151,10 @@ def _reads_as_operand(group: Group, target: Value) -> bool:
 def _plan_arena(groups: list[Group], layout: Layout, workspaces: dict[Group, int]) -> None:
     """Give the values that only kernels see a place each; those not alive together may share."""
     locations = layout.locations
-    definer = {p.value: i for i, g in enumerate(groups) for p in g.pieces}
+    definer: dict[Value, int] = {}
+    for i, g in enumerate(groups):
+        for value in (*g.defines(), *g.joins()):
+            definer.setdefault(value, i)
     last: dict[Value, int] = {}
     for i, g in enumerate(groups):
         for p in g.pieces:

@@ -244,14 +244,16 @@ def _scheduled(graph: Graph, groups: list[Group], needs: dict[Group, set[Group]]
     place = {g: i for i, g in enumerate(groups)}
     steps: list[Step] = []
     read: set[Value] = set()
+    joined: set[Value] = set()
     for g in groups:
-        own = dict.fromkeys(g.defines())
+        own = dict.fromkeys((*g.defines(), *(v for v in g.joins() if v not in joined)))
+        joined.update(g.joins())
         reads = dict.fromkeys(v for p in g.pieces for v, _ in p.reads if v not in own)
         steps.append(Step(tuple(reads), tuple(own), is_late=g.recomputation > 0))
         read.update(reads)
     outputs = set(graph.outputs)
     sizes: dict[Hashable, int] = {
-        v: v.nbytes for g in groups for v in g.defines() if v in read and v not in outputs
+        v: v.nbytes for step in steps for v in step.writes if v in read and v not in outputs
     }
     after = {place[g]: [place[n] for n in needed] for g, needed in needs.items()}
     return [groups[i] for i in Schedule(steps, sizes, after=after).order()]

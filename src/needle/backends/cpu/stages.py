@@ -117,7 +117,7 @@ def _power_above(n: int) -> int:
 def accesses(pieces: Sequence[Piece]) -> Iterator[Access]:
     """Yield all elements that pieces read and write."""
     for p in pieces:
-        yield Access(p.value, p.at)
+        yield p.target
         yield from p.reads
 
 
@@ -154,7 +154,7 @@ def choose_vector(nest: Nest) -> Var | None:
     then, and a short row is never vectorised, however few rows there are.
     """
     best, score = None, (-math.inf, -1)
-    own = {p.value for p in nest.pieces}
+    own = {p.target.value for p in nest.pieces}
     found = list(accesses(nest.pieces))
     if nest.inner:  # what is touched once for each row does not count
         loops = set(nest.inner)

@@ -10,7 +10,8 @@ from needle.compiler.fusion import Piece
 
 def write(e: Emitter, pointer: str, piece: Piece, x: Operand) -> None:
     """Store the current element of ``piece`` where it lies in memory."""
-    write_to(e, pointer, ix.ravel(piece.at, piece.value.shape), x)
+    value, at = piece.target
+    write_to(e, pointer, ix.ravel(at, value.shape), x)
 
 
 def write_to(e: Emitter, pointer: str, offset: ix.Index, x: Operand) -> None:

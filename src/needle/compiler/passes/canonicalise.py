@@ -4,12 +4,14 @@
 - Elementwise ops broadcast by themselves: they read the values below a `broadcast_to`, and where
   all of them are smaller than the result, it is computed small and broadcast afterwards.
 - In ops that commute, the constant stands second.
+- Tensors joined along a new axis have that axis before they are joined, not after.
 """
 
 from __future__ import annotations
 
 from needle.graph.ir import Graph, Node, Value, keep
 from needle.graph.rewrite import apply, constant, fitted, number_of
+from needle.ops.joining import concat
 from needle.ops.movement import broadcast_to, reshape
 from needle.ops.record import Kind
 from needle.shapes import Shape, broadcast_shapes
@@ -18,6 +20,7 @@ from needle.shapes import Shape, broadcast_shapes
 def canonicalise(graph: Graph) -> Graph:
     """Return the graph in canonical form."""
     splats: dict[Value, Value] = {}
+    users = graph.users()
 
     def spread(value: Value) -> Value:
         """Return a constant of one number as a broadcast 0-d constant."""
@@ -34,9 +37,33 @@ def canonicalise(graph: Graph) -> Graph:
         # The error of an op that refuses values says where they stand: not below a broadcast.
         if node.op.kind is Kind.ELEMENTWISE and node.op.fault is None:
             return (_unbroadcast(node, inputs),)
+        if node.op is reshape.op and len(users[node.inputs[0]]) == 1:
+            # What is reshaped again is one reshape, perhaps none: another pass sees to that.
+            again = any(user.op is reshape.op for user in users.get(node.results[0], ()))
+            stacked = None if again else _as_stack(node, inputs[0])
+            if stacked is not None:
+                return (stacked,)
         return keep(node, inputs).results
 
     return graph.rebuild(transform)
+
+
+def _as_stack(node: Node, value: Value) -> Value | None:
+    """Return a reshaped join of equal parts as a join along the axis that tells them apart.
+
+    So it is the result that the parts are written to, and not what it is copied from.
+    """
+    join = value.node
+    if join is None or join.op is not concat.op or len(join.inputs) < 2:
+        return None
+    axis, part = join.attrs["axis"], join.inputs[0].shape
+    along = len(join.inputs)
+    shape = (*part[:axis], along, *part[axis:])
+    if node.results[0].shape != shape or any(v.shape != part for v in join.inputs):
+        return None
+    single = {"shape": (*part[:axis], 1, *part[axis:])}
+    parts = tuple(apply(reshape.op, (v,), single, node) for v in join.inputs)
+    return apply(concat.op, parts, {"axis": axis}, join)
 
 
 def is_constant(value: Value) -> bool:
