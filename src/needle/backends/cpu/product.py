@@ -113,7 +113,19 @@ def plan_product(
     rows = kernel.plan.most_rows if spec.m is None else spec.m
     workspace = kernel.plan.workspace_bytes(spec, kernel.lanes, rows, spec.n or 0)
     tasks = BY_ROWS if varying else kernel.tasks
-    return ProductPlan(group, spec, a, b, threads, tasks, workspace, varying)
+    return ProductPlan(group, spec, a, b, threads, is_stacked, tasks, workspace, varying)
+
+
+def _is_stacked(x: Value, view: View, y: Value) -> bool:
+    """Whether the rows of all matrices of ``x`` are equally far apart, and ``y`` is one matrix."""
+    if x.ndim < 3 or y.ndim != 2 or not x.size or x.shape[-2] == 1 or any(map(rows_in, x.shape)):
+        return False
+    step = view.strides[-2]
+    for n, stride in zip(x.shape[-2::-1], view.strides[-2::-1], strict=True):
+        if n != 1 and stride != step:
+            return False
+        step *= n
+    return True
 
 
 def _opened(spec: GemmSpec) -> tuple[GemmSpec, dict[str, int]]:
