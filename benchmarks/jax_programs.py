@@ -185,6 +185,69 @@ def network_forward(
     return _call(forward, *state)
 
 
+def _rnn(weights: Any, state: Any, x: Any) -> Any:
+    _, h = state
+    h = jnp.tanh(x + h @ weights)
+    return state[0], h
+
+
+def _lstm(weights: Any, state: Any, x: Any) -> Any:
+    c, h = state
+    i, f, g, o = jnp.split(x + h @ weights, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+
+def _gru(weights: Any, state: Any, x: Any) -> Any:
+    _, h = state
+    x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(h @ weights, 3, axis=-1)
+    z = jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n)
+    return state[0], n + z * (h - n)
+
+
+#: The step of a cell, and how many gates it has.
+_CELLS: dict[str, tuple[Any, int]] = {"RNN": (_rnn, 1), "LSTM": (_lstm, 4), "GRU": (_gru, 3)}
+
+
+def recurrent_step(kind: str, time: int, batch: int, vocabulary: int, width: int) -> Program:
+    cell, gates = _CELLS[kind]
+    drawn = np.random.default_rng(0).integers(0, vocabulary, (2, time, batch))
+    tokens, labels = jnp.asarray(drawn[0]), jnp.asarray(drawn[1].reshape(-1))
+    wide = gates * width
+
+    def layer(seed: int) -> Any:
+        return _normal(width, wide, seed=seed) * 0.05, _normal(width, wide) * 0.05, jnp.zeros(wide)
+
+    parameters = {
+        "embedding": _normal(vocabulary, width),
+        "layers": [layer(1), layer(2)],
+        "head": (_normal(width, vocabulary) * 0.05, jnp.zeros(vocabulary)),
+    }
+
+    def loss(p: Any) -> Any:
+        x = p["embedding"][tokens]
+        for weights_x, weights_h, bias in p["layers"]:
+
+            def turn(state: Any, x: Any, weights_h: Any = weights_h) -> Any:
+                state = cell(weights_h, state, x)
+                return state, state[1]
+
+            first = jnp.zeros((2, batch, width))
+            _, x = jax.lax.scan(turn, (first[0], first[1]), x @ weights_x + bias)
+        w, b = p["head"]
+        return _loss(x.reshape(-1, width) @ w + b, labels)
+
+    def step(p: Any) -> Any:
+        slopes = jax.grad(loss)(p)
+        norm = jnp.sqrt(sum((g * g).sum() for g in jax.tree.leaves(slopes)))
+        scale = jnp.minimum(5.0 / (norm + 1e-6), 1.0)
+        return jax.tree.map(lambda p, g: p - scale * g, p, slopes)
+
+    return _train(step, parameters)
+
+
 def _train(step: Any, state: Any) -> Program:
     compiled = jax.jit(step)
 

@@ -283,3 +283,35 @@ def classify(rows: int, width: int, classes: int) -> Program:
 
     chosen = _mode(step)
     return lambda: chosen(x, weight, y)
+
+
+class _LanguageModel(nn.Module):
+    """The small model of W. Zaremba et al., "Recurrent Neural Network Regularization", 2014."""
+
+    def __init__(self, kind: str, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.network = getattr(nn, kind)(width, width, num_layers=2)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: ndl.Tensor) -> ndl.Tensor:
+        return self.head(self.network(self.embedding(tokens))[0]).flatten(0, 1)
+
+
+def recurrent_step(kind: str, time: int, batch: int, vocabulary: int, width: int) -> Program:
+    ndl.manual_seed(0)
+    model = _LanguageModel(kind, vocabulary, width)
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    drawn = np.random.default_rng(0).integers(0, vocabulary, (2, time, batch))
+    x, y = ndl.asarray(drawn[0]), ndl.asarray(drawn[1].reshape(-1))
+
+    def step(x: ndl.Tensor, y: ndl.Tensor) -> ndl.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optim.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        return loss
+
+    chosen = _mode(step)
+    return lambda: chosen(x, y)

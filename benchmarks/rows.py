@@ -62,6 +62,9 @@ _CLASSIFIERS: list[tuple[str, str, dict[str, Any]]] = [
     ("ResNet-50 224²", "resnet50", {"size": 224, "classes": 1000}),
 ]
 
+#: Penn Treebank, in the small model's batches.
+_PTB = {"time": 35, "batch": 20, "vocabulary": 10_000, "width": 200}
+
 #: Chapters with their rows, in the order of the page.
 CHAPTERS: dict[str, list[Case]] = {
     "Training steps": [
@@ -75,6 +78,28 @@ CHAPTERS: dict[str, list[Case]] = {
         _network("ResNet-18 CIFAR", "resnet18_cifar", "step", 32, times=1.3),
         _network("MobileNetV2 CIFAR", "mobilenet_v2_cifar", "step", 32, times=1.3),
         _network("ResNet-50 224²", "resnet50", "step", 8, times=1.15, size=224, classes=1000),
+        _case(
+            "LSTM 2×200 SGD step, 35×20, 10,000 words",
+            "recurrent_step",
+            times=2.0,
+            main=True,
+            kind="LSTM",
+            **_PTB,
+        ),
+        _case(
+            "GRU 2×200 SGD step, 35×20, 10,000 words",
+            "recurrent_step",
+            times=1.0,
+            kind="GRU",
+            **_PTB,
+        ),
+        _case(
+            "RNN 2×200 SGD step, 35×20, 10,000 words",
+            "recurrent_step",
+            times=1.0,
+            kind="RNN",
+            **_PTB,
+        ),
         _case(
             "GPT 6×384 AdamW step, batch 8×256",
             "gpt_step",

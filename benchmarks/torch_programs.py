@@ -385,3 +385,31 @@ def classify(rows: int, width: int, classes: int) -> Program:
         return torch.autograd.grad(layer(x, weight, labels), (x, weight))
 
     return step
+
+
+class _LanguageModel(nn.Module):
+    def __init__(self, kind: str, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.network = getattr(nn, kind)(width, width, num_layers=2)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.network(self.embedding(tokens))[0]).flatten(0, 1)
+
+
+def recurrent_step(kind: str, time: int, batch: int, vocabulary: int, width: int) -> Program:
+    torch.manual_seed(0)
+    model = _LanguageModel(kind, vocabulary, width)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    drawn = np.random.default_rng(0).integers(0, vocabulary, (2, time, batch))
+    x, y = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1].reshape(-1))
+    chosen = _mode(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(chosen(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+    return step
