@@ -53,6 +53,10 @@ CASES = {
         lambda x, y, w: ndl.concat([x, y, x * y], 1) @ w,
         [(5, 4), (5, 4), (12, 7)],
     ),
+    "as large as what its parts are made of": (
+        lambda x, w, v: ndl.concat([(x @ w)[2:] * 2, (x @ w)[:2] * 3], 0) @ v,
+        [(4, 5), (5, 4), (4, 6)],
+    ),
     "two parts": (lambda x, y, w: ndl.concat([x + 1, y], 1) @ w, [(5, 4), (5, 4), (8, 7)]),
     "broadcasts": (
         lambda x: ndl.concat([ndl.broadcast_to(x, (3, 4)), ndl.zeros((2, 4)), x + x[:, None]], 0),

@@ -104,8 +104,13 @@ def lay_out(
 
 def may_overwrite(group: Group, value: Value, target: Value) -> bool:
     """Whether a kernel may write ``value`` where ``target`` lies: if it reads of it only the
-    element that it writes, and never after that."""
-    own = next(p for p in group.pieces if p.value is value)
+    element that it writes, and never after that.
+
+    A join may not: where one part is written, another may still be to be read.
+    """
+    own = next((p for p in group.pieces if p.value is value), None)
+    if own is None:
+        return False
     loops = set(group.inner)
     is_inside = any(i.variables & loops for i in own.at)
     last = _last_turns(group)
