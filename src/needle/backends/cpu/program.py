@@ -28,9 +28,11 @@ from needle.compiler.inner import prepare_inner
 from needle.compiler.rows import rows_in
 from needle.compiler.schedule import Schedule, Step
 from needle.graph.ir import Graph, Value
+from needle.ops.record import Kind
 
-#: Elements times ops below which a kernel is not worth a second thread.
-SMALL = 30_000
+#: Elements times stored values, and elements times ops, below which a kernel is not worth a second
+#: thread.
+SMALL, FEW_OPS = 30_000, 90_000
 
 
 class KernelCall(NamedTuple):
@@ -149,8 +151,21 @@ class Program:
         if self.threads == 1 or not group.kept:
             return 1
         size = math.prod(v.extent for v in (*group.kept, *group.inner))
-        work = size * (len(group.pieces) + 1)
-        return self.threads if work >= SMALL else 1
+        is_large = size * (len(group.pieces) + 1) >= SMALL
+        return self.threads if is_large or size * self._ops(group) >= FEW_OPS else 1
+
+    def _ops(self, group: Group) -> int:
+        """Return how many ops compute an element of all pieces of a group."""
+        rest = [p.value for p in group.pieces]
+        own, seen, count = set(rest), set[Value](), 0
+        while rest:
+            value = rest.pop()
+            if value.node is None or value in seen or (self.is_stored(value) and value not in own):
+                continue
+            seen.add(value)
+            count += value.node.op.kind is not Kind.MOVEMENT
+            rest += value.node.inputs
+        return count
 
     def _entry(self, is_stamped: bool, is_inner: bool) -> None:
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])

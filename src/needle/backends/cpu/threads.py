@@ -52,9 +52,12 @@ _IDLE_SECONDS = 500e-6
 #: How long a caller looks whether a worker is done. Shorter, because a worker that takes longer
 #: than the caller may have lost its core to another program, and can have the caller's.
 _JOIN_SECONDS = 50e-6
-#: After how many looks it lets another thread of the same core run, if there is one: on busy
-#: machines the worker and the caller may find themselves on one core, each in the other's way.
-_YIELD_EVERY = 128
+#: After how many looks (0.1 ms of them) it lets another thread of the same core run, if there is one:
+#: on busy machines the worker and the caller may find themselves on one core, each in the other's
+#: way. Not while jobs follow each other: who yields on Linux gives away a whole time slice, if only
+#: to a program of idle priority, and misses the next jobs (every 6 µs: 10 to 20 % of an LSTM's step
+#: beside tests that run in the background).
+_YIELD_EVERY = 2048
 
 # Offsets in bytes in the state: settings, the lock and the job on cache lines of their own (128
 # bytes: processors fetch lines in pairs), then the words of the workers.

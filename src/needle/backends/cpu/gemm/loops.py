@@ -47,6 +47,14 @@ class Product:
             self.packs_a = plan.pack_a
         #: How many bytes B may be off, if that decides whether it is packed.
         self.most_off = _size(loaded, "pack_b", None if parameters else IF_OFF_LINE)
+        #: How many tiles of columns are a block.
+        self.column_step: Index = plan.column_tiles
+        if not isinstance(self.k, int):
+            # As `panels` says, for sums of the length of this call.
+            depth = max_index(f, f.min_index(self.k, plan.depth), 1)
+            nbytes = f.mul_index(depth, self.width * spec.dtype.itemsize)
+            most = f.floordiv_index(plan.packed_bytes, nbytes)
+            self.column_step = max_index(f, f.min_index(most, plan.column_tiles), 1)
         packed_b, packed_a = plan.packed_elements(self.lanes, spec.dtype.itemsize)
         self.strip = plan.strip(spec.dtype.itemsize)
         self.packed_a = f.pointer("%workspace", packed_b, spec.dtype)
@@ -141,11 +149,12 @@ class Block:
 
     def emit(self) -> None:
         """Emit the loops over blocks: columns, then k, then rows."""
-        f, plan, product = self.f, self.plan, self.product
+        f, product = self.f, self.product
+        step = product.column_step
 
         def column_block(first: Index, _: list[Operand]) -> None:
             self.first_column = first
-            stop = f.min_index(f.add_index(first, plan.column_tiles), self.columns[1])
+            stop = f.min_index(f.add_index(first, step), self.columns[1])
             if product.k_block is None:
                 self.depth = product.k
                 self._block_of_k(stop)
@@ -160,7 +169,7 @@ class Block:
             # At least once: sums of nothing are to be stored, too.
             f.loop(0, max_index(f, product.k, 1), product.k_block, [], k_block, runs=True)
 
-        f.loop(*self.columns, plan.column_tiles, [], column_block)
+        f.loop(*self.columns, step, [], column_block)
 
     def emit_dots(self) -> None:
         """Emit the product with a vector: all of k at once, no blocks."""
