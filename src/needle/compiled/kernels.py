@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from needle.backends.cpu.kernel import Location
 from needle.backends.cpu.program import KernelCall, Program
 from needle.compiler.access import Access, is_literal
 from needle.compiler.fusion import Group
 from needle.compiler.rows import actual
 from needle.graph.ir import Graph, Node, Value
+from needle.ops.ordered import Scatter
 from needle.ops.record import flops_of
 
 
@@ -151,8 +153,7 @@ def _kernel(program: Program, group: Group, call: KernelCall) -> Kernel:
         tuple(v.extent for v in group.inner),
         call.tasks,
         sum(flops(node) for node in nodes),
-        _bytes_read(group),
-        sum(v.nbytes for v in written),
+        *_bytes_moved(group, locations, written),
     )
 
 
@@ -177,9 +178,26 @@ def _nodes(program: Program, group: Group) -> Iterator[Node]:
             )
 
 
-def _bytes_read(group: Group) -> int:
-    """Return the bytes of the elements that a kernel reads and does not compute itself."""
-    own = set(group.defines())
+def _bytes_moved(
+    group: Group, locations: Mapping[Value, Location], written: Iterable[Value]
+) -> tuple[int, int]:
+    """Return the bytes of the elements that a kernel reads and does not compute itself, and of
+    those that it writes."""
+    result = sum(v.nbytes for v in written)
+    node = group.anchor
+    if node is None or not isinstance(node.op.lower, Scatter) or node.op.lower.base is None:
+        return _bytes_read(group, set(group.defines())), result
+    # What is scattered into the place of its base touches nothing else of it.
+    base, values = (node.inputs[i] for i in (node.op.lower.base, node.op.lower.values))
+    place = locations.get(base)
+    if place is None or place != locations.get(node.result):
+        return _bytes_read(group, set(group.defines())), result
+    touched = min(values.nbytes, base.nbytes)
+    return _bytes_read(group, {*group.defines(), base}), result - base.nbytes + touched
+
+
+def _bytes_read(group: Group, own: set[Value]) -> int:
+    """Return the bytes of the elements that a kernel reads, but for those of ``own``."""
     read: dict[Value, int] = {}
     for access in dict.fromkeys(a for piece in group.pieces for a in piece.reads):
         if access.value not in own and not is_literal(access.value):

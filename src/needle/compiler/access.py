@@ -189,6 +189,8 @@ def ordered_reads(node: Node, at: Place, is_stored: Callable[[Value], bool]) -> 
     visit(values, index)
     if lower.base is not None:
         visit(node.inputs[lower.base], at)
+    if lower.shift is not None:
+        visit(node.inputs[lower.shift], ())
     sources = [Source(operand, visit) for operand in node.inputs]
     lower.place(IndexBuilder(node.results[0]), index, *sources, **node.attrs)
     return found

@@ -20,6 +20,7 @@ from needle.compiler.passes.products import sum_products
 from needle.compiler.passes.share import share
 from needle.compiler.passes.simplify import simplify
 from needle.compiler.passes.sink import sink
+from needle.compiler.passes.sparse_rows import keep_rows
 from needle.compiler.passes.split_folds import split_folds
 from needle.compiler.passes.widen import widen
 from needle.graph.ir import Graph, everywhere
@@ -45,6 +46,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("share", share, "compute equal expressions once"),
     Pass("tidy control", tidy_control, "pass, carry, stack and choose only what is needed"),
     Pass("sum products", sum_products, "add up products over the turns of a loop at once"),
+    Pass("keep rows", keep_rows, "compute gradients of tables for the rows that were read"),
     Pass("lay out", lay_out, "store values in the order of axes in which they are computed"),
     Pass("sink", sink, "move conversions to where they cost least"),
     # What sharing, folding and sinking uncover.

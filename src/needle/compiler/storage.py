@@ -9,7 +9,7 @@ from needle.compiler.inner import is_addressable
 from needle.graph.ir import Graph, Node, Value
 from needle.ops.convolution_form import Convolution
 from needle.ops.fold import Fold
-from needle.ops.ordered import Joined, Ordered
+from needle.ops.ordered import Joined, Ordered, Scatter
 from needle.ops.record import Kind
 
 #: Nodes in one expression before an intermediate value is stored.
@@ -49,6 +49,13 @@ def stored_values(graph: Graph) -> set[Value]:
     for node in graph.nodes:
         if not is_inline(node):
             stored.update(node.results)
+            lower = node.op.lower
+            if isinstance(lower, Scatter) and lower.base is not None:
+                # What is made of elements that are replaced is computed before: they may go where
+                # those are.
+                values = node.inputs[lower.values]
+                if node.inputs[lower.base] in leaves.get(values, ()):
+                    stored.add(values)
             if _takes_pointers(node):
                 for operand in node.inputs:
                     _store_base(operand, stored, _needs_dense(node))

@@ -35,6 +35,7 @@ class Scatter:
         combine: from a builder, the element there and the value to the new element.
         values: which of the inputs holds the values.
         base: which of the inputs the result begins as; None for zeros.
+        shift: which of the inputs, one number, is subtracted from all of the base; None for none.
         is_sum: whether 16-bit floats are held in float32 on the way.
     """
 
@@ -42,6 +43,7 @@ class Scatter:
     combine: Callable[..., Any]
     values: int = 0
     base: int | None = None
+    shift: int | None = None
     is_sum: bool = False
 
 

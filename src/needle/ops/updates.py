@@ -275,4 +275,88 @@ def update_at(x: TensorLike, v: TensorLike, indices: Sequence[Any], axes: Sequen
     return result
 
 
-__all__ = ["last_at", "update_at", "update_slice"]
+def _update_rest(x: Array, v: Array, shift: Array, *indices: Array, axes: Shape) -> Array:
+    result = np.asarray(x - shift)
+    write_at(result, v, indices, axes)
+    return result
+
+
+def _infer_update_rest(x: Spec, v: Spec, shift: Spec, *indices: Spec, axes: Shape) -> Spec:
+    if shift.ndim or shift.dtype != x.dtype:
+        raise ShapeError(
+            f"update_rest: the shift must be one number of {x.dtype.name}, got shape "
+            f"{list(shift.shape)} of {shift.dtype.name}"
+        )
+    if not dtypes.is_float(x.dtype):
+        raise DTypeError(f"update_rest: needs floats, got {x.dtype.name}")
+    return _infer_update_at(x, v, *indices, axes=axes)
+
+
+def _update_rest_samples() -> Iterable[Sample]:
+    i, j = np.array([[0, 1, 2], [3, 0, -3]]), np.array([1, 0, -1])
+    yield Sample((normal(4, 5), normal(2, 3, 5), normal(), [i], [0]))
+    yield Sample((normal(4, 5, 3), normal(3, 3), normal(), [j, j], [0, 1]), label="two axes")
+    yield Sample((normal(4, 5), normal(2, 3, 5), np.array(0.0), [i], [0]), label="no shift")
+    yield Sample((normal(4, 3), normal(0, 3), normal(), [np.zeros(0, int)], [0]), label="no index")
+    yield bad(OutOfRangeError, "index 4", normal(4), normal(1), normal(), [np.array([4])], [0])
+    yield bad(ShapeError, "one number", normal(4), normal(1), normal(1), [np.array([1])], [0])
+
+
+@op(
+    kind=Kind.INDEXING,
+    infer=_infer_update_rest,
+    reference=_update_rest,
+    lower=Scatter(
+        lambda b, at, x, v, shift, *indices, axes: place_at(b, at, indices, x.shape, axes, True),
+        lambda b, old, new: new,
+        values=1,
+        base=0,
+        shift=2,
+    ),
+    vjp={
+        "x": _update_at_vjp,
+        "v": _update_at_value_vjp,
+        "shift": lambda g, v_shape, indices, axes: (
+            -update_at(g, _zeros(g, v_shape), indices, axes).sum()
+        ),
+    },
+    samples=_update_rest_samples,
+    is_method=False,
+)
+def update_rest(
+    x: TensorLike, v: TensorLike, shift: TensorLike, indices: Sequence[Any], axes: Sequence[int]
+) -> Tensor:
+    """Replace the elements of ``x`` at some places, and subtract a number from all others.
+
+    What a step of an optimizer comes down to if only the elements at these places have gradients:
+    the number is what it subtracts for a gradient of 0, hardly ever anything else than 0.
+
+    Args:
+        x: floats of any shape.
+        v: of the shape that `take_at` has with these indices; converted to the dtype of ``x``.
+        shift: one number; converted to the dtype of ``x``.
+        indices: a tensor of integers for each axis in ``axes``.
+        axes: the indexed axes, rising.
+
+    Raises:
+        OutOfRangeError: an index is outside of its axis.
+        ShapeError: ``v`` has another shape than what the indices take, or ``shift`` has axes.
+        DTypeError: ``x`` holds no floats.
+
+    Example:
+        >>> ndl.update_rest(ndl.ones(4), ndl.asarray([5.0, 6.0]), 0.5, [[3, 0]], (0,))
+        Tensor([6. , 0.5, 0.5, 5. ])
+    """
+    t = as_tensor(x)
+    result: Tensor = apply(
+        update_rest,
+        t,
+        as_tensor(v).astype(t.dtype, copy=False),
+        as_tensor(shift).astype(t.dtype, copy=False),
+        *(as_indices(i, "update_rest") for i in indices),
+        axes=as_axes(axes, t.ndim, "update_rest"),
+    )
+    return result
+
+
+__all__ = ["last_at", "update_at", "update_rest", "update_slice"]

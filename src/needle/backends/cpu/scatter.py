@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from needle import dtypes
+from needle.backends.cpu.bits import format_of
 from needle.backends.cpu.emit import ElementBuilder
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.loops import Loops, shared_tasks
@@ -66,24 +68,44 @@ class ScatterPlan:
 
     def _begin(self, kernel: KernelFunction, loops: Loops, kept: list[Var]) -> None:
         """Fill the result with zeros, or with what it is based on."""
-        e, base, piece = kernel.emitter, self.scatter.base, self.piece
+        e, f, piece = kernel.emitter, kernel.f, self.piece
+        base, shift = self.scatter.base, self.scatter.shift
         pointer = kernel.pointer_of(piece.value)
-        if base is not None and kernel.is_same_place(self.node.inputs[base], piece.value):
+        is_there = base is not None and kernel.is_same_place(self.node.inputs[base], piece.value)
+        if is_there and shift is None:
             return
+        less = None if shift is None else e.element(self.node.inputs[shift], ()).operand
 
         def fill() -> None:
             if base is None:
-                x = kernel.f.constant(0, piece.value.dtype)
+                x = f.constant(0, piece.value.dtype)
             else:
                 x = e.element(self.node.inputs[base], piece.at).operand
+            if less is not None:
+                x = f.sub(x, f.splat(less, x.lanes))
             write(e, pointer, piece, x)
 
-        if not kept:
-            fill()
+        def begin() -> None:
+            if not kept:
+                fill()
+                return
+            *outer, last = kept
+            lanes = f.target.vector_bytes // max(4, piece.value.dtype.itemsize)
+            loops.each(outer, lambda: loops.vectors(last, lanes, fill))
+
+        if less is None or not is_there:
+            begin()
             return
-        *outer, last = kept
-        lanes = kernel.f.target.vector_bytes // max(4, piece.value.dtype.itemsize)
-        loops.each(outer, lambda: loops.vectors(last, lanes, fill))
+        before = f.segment()
+
+        def apart() -> None:
+            with e.inside(before):
+                begin()
+
+        # Only +0 can be subtracted without a change, were it to the sign of a zero.
+        wide = f.convert(less, dtypes.accumulation_dtype(less.dtype))
+        bits = f.bitcast(wide, format_of(wide).integer)
+        f.branch(f.compare("ne", bits, f.like(0, bits)), apart)
 
     def _scatter(self, kernel: KernelFunction, loops: Loops) -> None:
         e, f, value = kernel.emitter, kernel.f, self.piece.value

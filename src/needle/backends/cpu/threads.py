@@ -52,7 +52,7 @@ _IDLE_SECONDS = 500e-6
 #: How long a caller looks whether a worker is done. Shorter, because a worker that takes longer
 #: than the caller may have lost its core to another program, and can have the caller's.
 _JOIN_SECONDS = 50e-6
-#: After how many looks (0.1 ms of them) it lets another thread of the same core run, if there is one:
+#: After how many looks (0.1 ms) it lets another thread of the same core run, if there is one:
 #: on busy machines the worker and the caller may find themselves on one core, each in the other's
 #: way. Not while jobs follow each other: who yields on Linux gives away a whole time slice, if only
 #: to a program of idle priority, and misses the next jobs (every 6 µs: 10 to 20 % of an LSTM's step
