@@ -73,14 +73,14 @@ def keep_rows(graph: Graph) -> Graph:
         if not any(v in rows for v in inputs):
             return keep(node, inputs).results
         if node.op is sum_.op:
-            found = rows[inputs[0]]
-            zero = number_of(found.zero)
+            summed = rows[inputs[0]]
+            zero = number_of(summed.zero)
             if 0 in node.attrs["axes"] and zero is not None and is_same_number(zero, 0):
-                return (apply(node.op, (found.total,), node.attrs, node),)
+                return (apply(node.op, (summed.total,), node.attrs, node),)
         elif node.op is subtract.op and sources.get(node.result) is inputs[0]:
-            found = rows.get(inputs[1])
-            if found is not None and inputs[0].shape == inputs[1].shape:
-                return (_updated(node, inputs[0], found),)
+            step = rows.get(inputs[1])
+            if step is not None and inputs[0].shape == inputs[1].shape:
+                return (_updated(node, inputs[0], step),)
         kept = keep(node, inputs)
         made = _elementwise(kept, rows)
         if made is not None:
