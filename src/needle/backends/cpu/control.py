@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from needle import dtypes
+from needle.backends.cpu.gemm import emit_packing, packed_bytes
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.module import Module
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from needle.backends.cpu.program import Program
 
 _POINTER = 8
+#: Turns from which factors of products are packed ahead of a loop: in fewer it does not pay.
+LONG = 8
 
 
 @dataclass
@@ -36,12 +39,13 @@ class Surroundings:
     """What a kernel of control flow has to know of the program that it is in.
 
     Attributes:
-        make: returns an inner graph as a program of the same module.
+        make: returns an inner graph as a program of the same module, given which of its inputs
+            stay what they are for many calls.
         is_stored: whether a value lies in memory.
         is_read: whether anything reads a value of the graph.
     """
 
-    make: Callable[[Graph], Program]
+    make: Callable[[Graph, Sequence[Value]], Program]
     is_stored: Callable[[Value], bool]
     is_read: Callable[[Value], bool]
 
@@ -62,8 +66,14 @@ class Room:
 class Inner:
     """An inner graph: its function, and where its table and arena lie in the workspace."""
 
-    def __init__(self, graph: Graph, surroundings: Surroundings, room: Room) -> None:
-        self.program = surroundings.make(graph)
+    def __init__(
+        self,
+        graph: Graph,
+        surroundings: Surroundings,
+        room: Room,
+        fixed: Sequence[Value] = (),
+    ) -> None:
+        self.program = surroundings.make(graph, fixed)
         self.layout = self.program.layout
         self.table = room.take(self.layout.slots * _POINTER)
         self.arena = room.take(self.layout.memory.nbytes)
@@ -210,7 +220,15 @@ class LoopPlan(ControlPlan):
     def plan(self) -> None:
         node, attrs = self.node, self.node.attrs
         is_read = self.surroundings.is_read
-        self.body = Inner(attrs["body"], self.surroundings, self.room)
+        # What no turn changes is packed once for the products of many.
+        body: Graph = attrs["body"]
+        is_long = (attrs["length"] or 0) >= LONG
+        fixed = body.inputs[attrs["carries"] + attrs["scanned"] :] if is_long else []
+        self.body = Inner(body, self.surroundings, self.room, fixed)
+        self.packed = {
+            body.inputs.index(value): (product, self.room.take(packed_bytes(product)))
+            for value, product in self.body.program.packed.items()
+        }
         self.test = None
         if attrs["test"] is not None:
             self.test = Inner(attrs["test"], self.surroundings, self.room)
@@ -241,7 +259,12 @@ class LoopPlan(ControlPlan):
         body = self.body.emit(kernel, workspace, status)
         count, scanned = len(self.first), len(self.stacks)
         for i, value in enumerate(self.constants, count + scanned):
-            body.set(i, self.pointer(kernel, value))
+            pointer = self.pointer(kernel, value)
+            if i in self.packed:
+                product, offset = self.packed[i]
+                source, pointer = pointer, _at(f, workspace, offset)
+                emit_packing(f.module, product)(f, source, pointer)
+            body.set(i, pointer)
         carry = [self._carry(kernel, workspace, body, j) for j in range(count)]
         slices = self._slices(kernel, workspace)
         test = None if self.test is None else self.test.emit(kernel, workspace, status)

@@ -7,7 +7,7 @@ is brought to the tiles once, not once for each of the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from needle import dtypes
@@ -15,9 +15,11 @@ from needle.backends.cpu.emit import Position
 from needle.backends.cpu.epilogue import axes_of, fuse
 from needle.backends.cpu.gemm import (
     Epilogue,
+    GemmKernel,
     GemmSpec,
     Matrix,
     Place,
+    can_be_given_packed,
     describe,
     emit_gemm,
     uses_pairs,
@@ -47,6 +49,7 @@ class ProductPlan:
         group: the kernel's group.
         spec: the product.
         a, b: where its operands lie.
+        target: the processor.
         threads: into about how many tasks it is split.
         is_stacked: whether the rows of its A are those of all matrices of the batch.
         tasks, workspace: as in any plan.
@@ -56,12 +59,22 @@ class ProductPlan:
     spec: GemmSpec
     a: View
     b: View
+    target: Target
     threads: int
     is_stacked: bool = False
     tasks: int = 1
     workspace: int = 0
     #: Extents and strides that each call gives, by name: marks, see `needle.compiler.rows`.
     open: dict[str, int] = field(default_factory=dict)
+
+    def packed(self) -> GemmKernel | None:
+        """Return the product with a second factor that is given packed, if that may be."""
+        spec, (base, offset, strides) = self.spec, self.b
+        is_whole = not offset and strides == (base.shape[-1], 1) and base.ndim == 2
+        if not is_whole or uses_pairs(spec, self.target) or not can_be_given_packed(spec):
+            return None
+        spec = replace(spec, b=replace(spec.b, is_packed=True))
+        return describe(spec, self.target, threads=self.threads)
 
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         """Emit the kernel: a call of the product's function with the epilogue fused in."""
@@ -113,7 +126,34 @@ def plan_product(
     rows = kernel.plan.most_rows if spec.m is None else spec.m
     workspace = kernel.plan.workspace_bytes(spec, kernel.lanes, rows, spec.n or 0)
     tasks = BY_ROWS if varying else kernel.tasks
-    return ProductPlan(group, spec, a, b, threads, is_stacked, tasks, workspace, varying)
+    return ProductPlan(group, spec, a, b, target, threads, is_stacked, tasks, workspace, varying)
+
+
+def give_packed(plans: Iterable[tuple[Group, object]], fixed: Value) -> GemmKernel | None:
+    """Have products take their second factor packed, which stays the same for many calls.
+
+    Args:
+        plans: all groups of a program, with their plans where they have one.
+        fixed: an input of the program.
+
+    Returns:
+        A product that shows how to pack it; None if it is read in another way, too.
+    """
+    found: list[tuple[ProductPlan, GemmKernel]] = []
+    for group, plan in plans:
+        reads = [v for p in group.pieces for v, _ in p.reads if v is fixed]
+        if not reads:
+            continue
+        if not isinstance(plan, ProductPlan) or len(reads) != 1 or plan.b.base is not fixed:
+            return None
+        kernel = plan.packed()
+        if kernel is None or (found and kernel.plan.vectors != found[0][1].plan.vectors):
+            return None
+        found.append((plan, kernel))
+    for plan, kernel in found:
+        plan.spec = kernel.spec
+        plan.tasks, plan.workspace = kernel.tasks, kernel.workspace
+    return found[0][1] if found else None
 
 
 def _is_stacked(x: Value, view: View, y: Value) -> bool:

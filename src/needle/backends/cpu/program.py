@@ -6,7 +6,7 @@ A program's native entry takes one pointer: to a table of the buffers that the k
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from needle import dtypes
@@ -20,6 +20,7 @@ from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.operands import Index, Operand
+from needle.backends.cpu.product import give_packed
 from needle.backends.cpu.stamps import stamper
 from needle.backends.cpu.status import ROWS_WORD, TASKS_WORD
 from needle.backends.cpu.target import Target, host
@@ -62,8 +63,11 @@ class Program:
         is_stamped: whether the entry notes the time before and after each kernel; see `stamps`.
         mark: what stands for the rows of a call in the graph; 0 if nothing does.
         within: the program of the graph that this one is inside of, whose module it shares.
+        fixed: inputs that stay what they are for many calls.
 
     Attributes:
+        packed: of the inputs of ``fixed`` those that are to be given packed, and a product of which
+            they are the second factor.
         name: of the function that runs it.
         kernels: its kernels, in the order in which they run.
     """
@@ -78,6 +82,7 @@ class Program:
         is_stamped: bool = False,
         mark: int = 0,
         within: Program | None = None,
+        fixed: Sequence[Value] = (),
     ) -> None:
         if within is None:
             graph = prepare_inner(graph)
@@ -96,7 +101,9 @@ class Program:
         self.groups, in_place = order_groups(graph, groups, fusion)
         read = {v for g in groups for p in g.pieces for v, _ in p.reads} | set(graph.outputs)
         surroundings = Surroundings(
-            lambda inner: Program(inner, threads, is_planned=is_planned, within=self),
+            lambda inner, fixed: Program(
+                inner, threads, is_planned=is_planned, within=self, fixed=fixed
+            ),
             fusion.stored.__contains__,
             read.__contains__,
         )
@@ -105,6 +112,8 @@ class Program:
             for g in self.groups
             if g.anchor is not None
         }
+        plans = [(g, self._plans.get(g)) for g in self.groups]
+        self.packed = {v: p for v in fixed if (p := give_packed(plans, v)) is not None}
         workspaces = {
             g: (threads if plan.tasks == BY_ROWS else plan.tasks) * plan.workspace
             for g, plan in self._plans.items()

@@ -35,11 +35,13 @@ from needle.backends.cpu.gemm.kernel import (
     GemmKernel,
     describe,
     emit_gemm,
+    emit_packing,
+    packed_bytes,
     parameters_of,
 )
 from needle.backends.cpu.gemm.launch import WORDS, emit_launch
 from needle.backends.cpu.gemm.pairs import uses_pairs
-from needle.backends.cpu.gemm.plan import Plan, make_plan
+from needle.backends.cpu.gemm.plan import Plan, can_be_given_packed, make_plan
 from needle.backends.cpu.gemm.spec import Epilogue, GemmSpec, Load, Matrix, Place
 
 __all__ = [
@@ -52,10 +54,13 @@ __all__ = [
     "Matrix",
     "Place",
     "Plan",
+    "can_be_given_packed",
     "describe",
     "emit_gemm",
     "emit_launch",
+    "emit_packing",
     "make_plan",
+    "packed_bytes",
     "parameters_of",
     "uses_pairs",
 ]

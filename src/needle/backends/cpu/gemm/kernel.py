@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from needle import dtypes
@@ -167,6 +168,31 @@ def emit_gemm(
     make = PairProduct if isinstance(kernel.plan, PairPlan) else Product
     make(function, kernel.spec, kernel.plan, kernel.parameters).emit()
     return replace(kernel, name=function.end())
+
+
+def packed_bytes(kernel: GemmKernel) -> int:
+    """Return how many bytes B takes where `emit_packing` has copied it."""
+    spec, vectors = kernel.spec, -(-(kernel.spec.n or 0) // kernel.lanes)
+    panels = -(-vectors // kernel.plan.vectors)
+    panel = kernel.plan.vectors * kernel.lanes * kernel.plan.depth
+    return panels * panel * spec.dtype.itemsize
+
+
+def emit_packing(module: Module, kernel: GemmKernel) -> Callable[[Function, str, str], None]:
+    """Add a function that copies B as a product reads it to which it is given packed.
+
+    Args:
+        module: the module.
+        kernel: the product; see `can_be_given_packed`.
+
+    Returns:
+        What emits a call: ``call(f, b, packed)``.
+    """
+    spec = replace(kernel.spec, b=replace(kernel.spec.b, is_packed=False), epilogue=None)
+    f = MathFunction(module, module.unique("pack"), ARGUMENTS)
+    Product(f, spec, kernel.plan, ()).emit_packing()
+    made = replace(kernel, name=f.end())
+    return lambda f, b, packed: made.call(f, "null", b, "null", workspace=packed)
 
 
 def describe(spec: GemmSpec, target: Target, *, threads: int = 1, name: str = "gemm") -> GemmKernel:

@@ -86,6 +86,10 @@ class Product:
 
         self.f.loop(*batch, 1, [], matrix)
 
+    def emit_packing(self) -> None:
+        """Emit the packing of all of a single B into the workspace."""
+        self.block(0, (0, 0), (0, self.columns.count)).emit_packing()
+
     def block(self, index: Index, rows: tuple[Index, Index], columns: tuple[Index, Index]) -> Block:
         """Return what emits a task's part of one matrix of the batch."""
         return Block(self, index, rows, columns)
@@ -188,6 +192,11 @@ class Block:
             kernel.call(f, pointers, batch=self.index, row=row, **sizes)
 
         product.rows.each(*self.rows, tile)
+
+    def emit_packing(self) -> None:
+        """Emit the packing of all of B into the workspace."""
+        self.depth = self.product.k
+        self.product.columns.each(*self.columns, self._pack_b)
 
     def _block_of_k(self, last_column: Index) -> None:
         f, plan, product = self.f, self.plan, self.product
@@ -417,6 +426,9 @@ class Block:
     def _operand_b(self, j: Index, column: Index, columns: int) -> tuple[str, Index]:
         """Return where a tile's part of B starts, and its stride."""
         f, strides, packs = self.f, self.product.b, self.packs_b
+        if self.spec.b.is_packed:
+            offset = f.mul_index(j, self.product.width * self.plan.depth)
+            return f.pointer(self.b, offset, self.spec.dtype), columns
         if packs is True:
             return self._panel(j), columns
         step = strides.column if self.plan.turns_b else 1

@@ -267,6 +267,17 @@ def must_pack_a(spec: GemmSpec) -> bool:
     return spec.a.load is not None or spec.a.dtype != spec.dtype
 
 
+def can_be_given_packed(spec: GemmSpec) -> bool:
+    """Whether B can have been packed before, for many products with it: where they do not pack it
+    themselves, and would read it at wide strides."""
+    m, n, k, row = spec.m, spec.n, spec.k, spec.b.row
+    if m is None or n is None or k is None or row is None or spec.batch:
+        return False
+    if must_pack_b(spec) or n == 1 or m >= PACKED_FROM_ROWS or k > K_WHOLE:
+        return False
+    return k * n * spec.dtype.itemsize > L1_PANEL
+
+
 def chooses_a(spec: GemmSpec, m: int, n: int, k: int, a_row: int, a_column: int) -> bool:
     """Return whether to copy A: if it must be; or if the columns of a transposed A are far apart,
     which costs a cache miss for each k of each tile, and there are tiles enough to gain from it."""
@@ -279,6 +290,8 @@ def choose_blocks(
 ) -> tuple[int | None, bool | None]:
     """Return the length of blocks of k (None: one block), and whether to pack B (None: if it begins
     on an address where its vectors straddle cache lines)."""
+    if spec.b.is_packed:
+        return None, False
     packs: bool | None = must_pack_b(spec)
     size = spec.dtype.itemsize
     is_large = k * max(b_row, n) * size >= LARGE

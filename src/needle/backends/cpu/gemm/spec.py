@@ -74,6 +74,8 @@ class Matrix:
         load: computes the elements instead (dtype and strides are not used then); its ``key``
             stands in `GemmSpec.key`.
         may_be_off_line: whether a matrix in memory may begin where vectors straddle cache lines.
+        is_packed: of B: whether its elements are those of a matrix with these strides as
+            `emit_packing` has copied them.
     """
 
     dtype: DType
@@ -82,6 +84,7 @@ class Matrix:
     batch: tuple[Extent, ...] = ()
     load: Load | None = None
     may_be_off_line: bool = True
+    is_packed: bool = False
 
 
 @dataclass(frozen=True)
