@@ -211,33 +211,52 @@ def _gru(weights: Any, state: Any, x: Any) -> Any:
 _CELLS: dict[str, tuple[Any, int]] = {"RNN": (_rnn, 1), "LSTM": (_lstm, 4), "GRU": (_gru, 3)}
 
 
-def recurrent_step(kind: str, time: int, batch: int, vocabulary: int, width: int) -> Program:
+def recurrent_step(
+    kind: str,
+    time: int,
+    batch: int,
+    vocabulary: int,
+    width: int,
+    layers: int = 2,
+    bidirectional: bool = False,
+) -> Program:
     cell, gates = _CELLS[kind]
     drawn = np.random.default_rng(0).integers(0, vocabulary, (2, time, batch))
     tokens, labels = jnp.asarray(drawn[0]), jnp.asarray(drawn[1].reshape(-1))
-    wide = gates * width
+    wide, directions = gates * width, 1 + bidirectional
 
-    def layer(seed: int) -> Any:
-        return _normal(width, wide, seed=seed) * 0.05, _normal(width, wide) * 0.05, jnp.zeros(wide)
+    def network(inputs: int, seed: int) -> Any:
+        weights = _normal(inputs, wide, seed=seed), _normal(width, wide)
+        return weights[0] * 0.05, weights[1] * 0.05, jnp.zeros(wide)
+
+    def layer(number: int) -> Any:
+        inputs = width * directions if number else width
+        return [network(inputs, number * directions + d) for d in range(directions)]
 
     parameters = {
         "embedding": _normal(vocabulary, width),
-        "layers": [layer(1), layer(2)],
-        "head": (_normal(width, vocabulary) * 0.05, jnp.zeros(vocabulary)),
+        "layers": [layer(number) for number in range(layers)],
+        "head": (_normal(width * directions, vocabulary) * 0.05, jnp.zeros(vocabulary)),
     }
+
+    def over_time(x: Any, weights: Any, is_backwards: bool) -> Any:
+        weights_x, weights_h, bias = weights
+
+        def turn(state: Any, x: Any) -> Any:
+            state = cell(weights_h, state, x)
+            return state, state[1]
+
+        first = jnp.zeros((2, batch, width))
+        steps = x @ weights_x + bias
+        return jax.lax.scan(turn, (first[0], first[1]), steps, reverse=is_backwards)[1]
 
     def loss(p: Any) -> Any:
         x = p["embedding"][tokens]
-        for weights_x, weights_h, bias in p["layers"]:
-
-            def turn(state: Any, x: Any, weights_h: Any = weights_h) -> Any:
-                state = cell(weights_h, state, x)
-                return state, state[1]
-
-            first = jnp.zeros((2, batch, width))
-            _, x = jax.lax.scan(turn, (first[0], first[1]), x @ weights_x + bias)
+        for ways in p["layers"]:
+            found = [over_time(x, weights, d == 1) for d, weights in enumerate(ways)]
+            x = jnp.concatenate(found, -1)
         w, b = p["head"]
-        return _loss(x.reshape(-1, width) @ w + b, labels)
+        return _loss(x.reshape(-1, width * directions) @ w + b, labels)
 
     def step(p: Any) -> Any:
         slopes = jax.grad(loss)(p)

@@ -388,19 +388,29 @@ def classify(rows: int, width: int, classes: int) -> Program:
 
 
 class _LanguageModel(nn.Module):
-    def __init__(self, kind: str, vocabulary: int, width: int) -> None:
+    def __init__(
+        self, kind: str, vocabulary: int, width: int, layers: int, bidirectional: bool
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.network = getattr(nn, kind)(width, width, num_layers=2)
-        self.head = nn.Linear(width, vocabulary)
+        self.network = getattr(nn, kind)(width, width, layers, bidirectional=bidirectional)
+        self.head = nn.Linear(width * (1 + bidirectional), vocabulary)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.head(self.network(self.embedding(tokens))[0]).flatten(0, 1)
 
 
-def recurrent_step(kind: str, time: int, batch: int, vocabulary: int, width: int) -> Program:
+def recurrent_step(
+    kind: str,
+    time: int,
+    batch: int,
+    vocabulary: int,
+    width: int,
+    layers: int = 2,
+    bidirectional: bool = False,
+) -> Program:
     torch.manual_seed(0)
-    model = _LanguageModel(kind, vocabulary, width)
+    model = _LanguageModel(kind, vocabulary, width, layers, bidirectional)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     drawn = np.random.default_rng(0).integers(0, vocabulary, (2, time, batch))
     x, y = torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1].reshape(-1))

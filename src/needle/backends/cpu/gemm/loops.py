@@ -155,6 +155,9 @@ class Block:
         """Emit the loops over blocks: columns, then k, then rows."""
         f, product = self.f, self.product
         step = product.column_step
+        if self.plan.keeps_a:
+            self.depth = product.k
+            self._pack_rows(self.rows)
 
         def column_block(first: Index, _: list[Operand]) -> None:
             self.first_column = first
@@ -209,12 +212,8 @@ class Block:
         def row_block(first: Index, _: list[Operand]) -> None:
             self.first_row = first
             rows = (first, f.min_index(f.add_index(first, plan.row_tiles), self.rows[1]))
-            if isinstance(product.packs_a, Operand):
-                f.branch(product.packs_a, lambda: product.rows.each_run(*rows, self._pack_turned_a))
-            elif product.packs_a and product.turned_a:
-                product.rows.each_run(*rows, self._pack_turned_a)
-            elif product.packs_a:
-                product.rows.each(*rows, self._pack_a)
+            if not plan.keeps_a:
+                self._pack_rows(rows)
 
             def column_tile(j: Index, column: Index, widths: tuple[int, ...], tail: Index) -> None:
                 def tile(i: Index, row: Index, height: int, _: Index) -> None:
@@ -227,6 +226,16 @@ class Block:
         f.loop(*self.rows, plan.row_tiles, [], row_block)
 
     # Packing
+
+    def _pack_rows(self, rows: tuple[Index, Index]) -> None:
+        """Emit the packing of tiles of rows of A, if it is packed."""
+        f, product = self.f, self.product
+        if isinstance(product.packs_a, Operand):
+            f.branch(product.packs_a, lambda: product.rows.each_run(*rows, self._pack_turned_a))
+        elif product.packs_a and product.turned_a:
+            product.rows.each_run(*rows, self._pack_turned_a)
+        elif product.packs_a:
+            product.rows.each(*rows, self._pack_a)
 
     def _panel(self, j: Index) -> str:
         """Return where the packed panel of column tile j stands."""
@@ -290,7 +299,8 @@ class Block:
     def _packed_rows(self, i: Index, height: int) -> tuple[str, Index, Index]:
         """Return where the packed rows of row tile i stand, and their strides."""
         f, plan = self.f, self.plan
-        offset = f.mul_index(f.sub_index(i, self.first_row), self.product.strip)
+        first = self.rows[0] if plan.keeps_a else self.first_row
+        offset = f.mul_index(f.sub_index(i, first), self.product.strip)
         start = f.pointer(self.product.packed_a, offset, self.spec.dtype)
         return (start, 1, height) if self.product.turned_a else (start, plan.depth, 1)
 

@@ -49,6 +49,13 @@ K_WHOLE = 1152
 PACKED_BYTES = 512 << 10
 #: Panels for which a kernel of run-time sizes has room, for sums of `K_WHOLE`.
 MOST_PANELS = 16
+#: Up to how many bytes of A are packed once, and stay in the L2 cache beside the panels. Then a
+#: transposed A is packed if its sums are so long that a tile's lines do not stay in the L1 cache
+#: (700×200 transposed, times 700×10000: 245 GFLOP/s, 266).
+KEPT_BYTES = 1 << 20
+KEPT_FROM_K = 512
+#: Columns of C for which it pays to pack A.
+WIDE = 256
 #: Rows of A that are used together with them.
 ROW_BLOCK = 192
 #: Bytes between columns of a transposed A from which its blocks are copied: closer, they share
@@ -79,6 +86,7 @@ class Plan:
         grid: into how many parts batch, rows and columns are split: the tasks.
         turns_b: whether columns of B that are contiguous are turned round in registers.
         ahead: how many rows of B ahead memory is asked for; 0: not at all.
+        keeps_a: whether A is packed once, for all blocks of columns.
         packed_bytes: of how many bytes panels of B are used together, if k is not known.
     """
 
@@ -93,6 +101,7 @@ class Plan:
     grid: tuple[int, int, int]
     turns_b: bool = False
     ahead: int = 0
+    keeps_a: bool = False
     packed_bytes: int = 0
 
     @property
@@ -151,14 +160,23 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         pack_a = None
     depth = (K_WHOLE if k_block == 0 else k_block) or max(spec.k or 0, 1)
     width = vectors * lanes
-    column_tiles = panels(depth * width * spec.dtype.itemsize, pack_a is not False)
+    row_tiles = max(1, ROW_BLOCK // rows)
+    keeps_a = False
+    if spec.m is not None:
+        down = max(1, -(-spec.m // rows))
+        strip = (rows * depth + STRIP_GAP) * spec.dtype.itemsize
+        can_keep = k_block is None and down * strip <= KEPT_BYTES
+        if can_keep and not pack_a and None not in (spec.a.row, spec.a.column):
+            is_long = (spec.k or 0) >= KEPT_FROM_K and (spec.n or 0) >= WIDE
+            pack_a = is_long and spec.a.row == 1 and spec.m > 1
+        keeps_a = can_keep and pack_a is True
+        row_tiles = down if keeps_a else min(row_tiles, down)
+    packs_again = pack_a is not False and not keeps_a
+    column_tiles = panels(depth * width * spec.dtype.itemsize, packs_again)
     if k_block == 0:
         column_tiles = max(column_tiles, MOST_PANELS)  # how many are used, each call decides
     if spec.n is not None:
         column_tiles = min(column_tiles, max(1, -(-spec.n // width)))
-    row_tiles = max(1, ROW_BLOCK // rows)
-    if spec.m is not None:
-        row_tiles = min(row_tiles, max(1, -(-spec.m // rows)))
     grid = (1, 1, 1)
     if blocking and None not in spec.batch:
         extents = (spec.m or 0, spec.n or 0, spec.k or 0)
@@ -175,6 +193,7 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         depth,
         grid,
         ahead=STREAMED_K if streams and spec.m != 1 else 0,
+        keeps_a=keeps_a,
         packed_bytes=2 * PACKED_BYTES,
     )
 
@@ -282,7 +301,7 @@ def chooses_a(spec: GemmSpec, m: int, n: int, k: int, a_row: int, a_column: int)
     """Return whether to copy A: if it must be; or if the columns of a transposed A are far apart,
     which costs a cache miss for each k of each tile, and there are tiles enough to gain from it."""
     apart = a_row == 1 and m > 1 and a_column * spec.dtype.itemsize >= APART
-    return must_pack_a(spec) or (apart and k >= 128 and n >= 256)
+    return must_pack_a(spec) or (apart and k >= 128 and n >= WIDE)
 
 
 def choose_blocks(
