@@ -294,7 +294,9 @@ def can_be_given_packed(spec: GemmSpec) -> bool:
         return False
     if must_pack_b(spec) or n == 1 or m >= PACKED_FROM_ROWS or k > K_WHOLE:
         return False
-    return k * n * spec.dtype.itemsize > L1_PANEL
+    nbytes = k * n * spec.dtype.itemsize
+    is_streamed = m <= FEW_ROWS and nbytes >= LARGE
+    return nbytes > L1_PANEL and not is_streamed
 
 
 def chooses_a(spec: GemmSpec, m: int, n: int, k: int, a_row: int, a_column: int) -> bool:
