@@ -157,7 +157,7 @@ class Block:
         step = product.column_step
         if self.plan.keeps_a:
             self.depth = product.k
-            self._pack_rows(self.rows)
+            self._pack_tiles_of_a(self.rows)
 
         def column_block(first: Index, _: list[Operand]) -> None:
             self.first_column = first
@@ -213,7 +213,7 @@ class Block:
             self.first_row = first
             rows = (first, f.min_index(f.add_index(first, plan.row_tiles), self.rows[1]))
             if not plan.keeps_a:
-                self._pack_rows(rows)
+                self._pack_tiles_of_a(rows)
 
             def column_tile(j: Index, column: Index, widths: tuple[int, ...], tail: Index) -> None:
                 def tile(i: Index, row: Index, height: int, _: Index) -> None:
@@ -227,7 +227,7 @@ class Block:
 
     # Packing
 
-    def _pack_rows(self, rows: tuple[Index, Index]) -> None:
+    def _pack_tiles_of_a(self, rows: tuple[Index, Index]) -> None:
         """Emit the packing of tiles of rows of A, if it is packed."""
         f, product = self.f, self.product
         if isinstance(product.packs_a, Operand):
