@@ -1,7 +1,8 @@
 """Random programs with nested branches: compiled path by path, they compute what they do eagerly.
 
 A program is a list of statements over two variables and a parameter. Some are branches, whose
-sides are programs again, some are loops that end by a value or after a few turns.
+sides are programs again, some are loops that end by a value or after a few turns. In float64, where
+rounding does not grow so far that it could be taken for a mistake.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ combine = st.tuples(st.just("binary"), names, st.sampled_from(sorted(BINARY)), n
 draw_noise = st.tuples(st.just("noise"), names)
 use_weight = st.tuples(st.just("weight"), names)
 count_up = st.tuples(st.just("count"))
-simple = st.one_of(assign, combine, assign, combine, draw_noise, use_weight, count_up)
+slope = st.tuples(st.just("slope"), names)
+scan = st.tuples(st.just("scan"), names)
+simple = st.one_of(assign, combine, assign, combine, draw_noise, use_weight, count_up, slope, scan)
 test = st.tuples(st.sampled_from(sorted(TESTS)), names)
 
 
@@ -55,11 +58,12 @@ def blocks(inner: Any) -> Any:
         st.tuples(st.just("if"), test, body, body),
         st.tuples(st.just("while"), test, body),
         st.tuples(st.just("times"), names, body),
+        st.tuples(st.just("cond"), test, names),
         simple,
     )
 
 
-programs = st.lists(st.recursive(simple, blocks, max_leaves=8), min_size=1, max_size=5)
+programs = st.lists(st.recursive(simple, blocks, max_leaves=6), min_size=1, max_size=5)
 vectors = st.lists(
     st.sampled_from([-2.0, -0.75, -0.25, 0.5, 1.0, 1.5, 3.0]), min_size=3, max_size=3
 )
@@ -71,7 +75,7 @@ class Machine:
     def __init__(self, program: Any) -> None:
         ndl.manual_seed(7)
         self.program = program
-        self.weight = nn.Parameter(ndl.asarray(np.array([0.5, -1.25, 2.0], np.float32)))
+        self.weight = nn.Parameter(ndl.asarray(np.array([0.5, -1.25, 2.0], np.float64)))
         self.count = nn.Buffer(ndl.zeros((), dtype=ndl.int64))
 
     def run(self, a: Any) -> Any:
@@ -88,11 +92,24 @@ class Machine:
                 target, name, left, right = rest
                 state[target] = BINARY[name](state[left], state[right])
             elif kind == "noise":
-                state[rest[0]] = state[rest[0]] + ndl.randn(3)
+                state[rest[0]] = state[rest[0]] + ndl.randn(3).astype(np.float64)
             elif kind == "weight":
                 state[rest[0]] = state[rest[0]] * self.weight
             elif kind == "count":
                 self.count.copy_(self.count + 1)
+            elif kind == "slope":
+                y = ndl.sin(state[rest[0]] * self.weight).sum()
+                state[rest[0]] = ndl.grad(y, self.weight) + state[rest[0]]
+            elif kind == "scan":
+                total, stack = ndl.scan(
+                    lambda carry, t: (carry * 0.5 + t, carry * t), ndl.zeros((), dtype=np.float64), state[rest[0]]
+                )
+                state[rest[0]] = stack + total
+            elif kind == "cond":
+                (name, source), target = rest
+                state[target] = ndl.cond(
+                    TESTS[name](state[source]), ndl.tanh, lambda t: t * 0.5 + 1, state[target]
+                )
             elif kind == "if":
                 (name, source), yes, no = rest
                 self.block(yes if TESTS[name](state[source]) else no, state)
@@ -114,7 +131,7 @@ def outcome(program: Any, inputs: Any, options: Any) -> list[Any]:
     seen: list[Any] = []
     for values in inputs:
         machine.weight.grad = None
-        x = ndl.Tensor(np.array(values, np.float32))
+        x = ndl.Tensor(np.array(values, np.float64))
         loss, other = function(x)
         loss.backward()
         gradients = [None if t.grad is None else t.grad.numpy() for t in (x, machine.weight)]
@@ -124,33 +141,33 @@ def outcome(program: Any, inputs: Any, options: Any) -> list[Any]:
     return seen
 
 
-def compare(program: Any, inputs: Any, options: Any, tolerance: float) -> None:
+def compare(program: Any, inputs: Any, options: Any) -> None:
     expected = outcome(program, inputs, None)
     actual = outcome(program, inputs, options)
     for a, e in zip(actual, expected, strict=True):
         for x, y in zip(a, e, strict=True):
             assert (x is None) == (y is None)
             if y is not None:
-                np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+                np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
 
 
 OPTIONS = {"branches": "specialise", "path_budget": 200}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs, st.lists(vectors, min_size=1, max_size=6))
 def test_programs_by_reference(program: Any, inputs: Any) -> None:
-    compare(program, inputs, OPTIONS, 1e-5)
+    compare(program, inputs, OPTIONS)
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs, st.lists(vectors, min_size=2, max_size=4))
 def test_native_programs(program: Any, inputs: Any) -> None:
-    compare(program, inputs, {**OPTIONS, "backend": "cpu"}, 1e-4)
+    compare(program, inputs, {**OPTIONS, "backend": "cpu"})
 
 
 @pytest.mark.nightly
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs, st.lists(vectors, min_size=1, max_size=6))
 def test_many_programs_by_reference(program: Any, inputs: Any) -> None:
-    compare(program, inputs, OPTIONS, 1e-5)
+    compare(program, inputs, OPTIONS)

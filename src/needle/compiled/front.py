@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from needle import tree
 from needle.arrays import to_array
-from needle.compiled.branches import QUESTIONS, Answers, Branched
+from needle.compiled.branches import Answers, Branched
 from needle.compiled.check import Checked
 from needle.compiled.dim import Dims, as_dims, generalise
 from needle.compiled.executable import Executable, build, generates_code
@@ -269,7 +269,7 @@ class Compiled(Generic[P, R]):
         guide: Answers | None = None,
     ) -> Traced:
         if guide is None and self.branches is not None:
-            guide = Answers(function_name(self.function), {}, (), self.path_budget * QUESTIONS)
+            guide = Answers(function_name(self.function), {})
         traced = trace_call(
             self.function,
             args,

@@ -5,5 +5,5 @@ values of two traces are the same, `plan` cuts the paths into programs that run 
 the next, `branched` runs them, `text` prints the guards.
 """
 
-from needle.compiled.branches.branched import QUESTIONS as QUESTIONS, Branched as Branched
+from needle.compiled.branches.branched import Branched as Branched
 from needle.compiled.branches.guide import Answers as Answers

@@ -22,9 +22,6 @@ from needle.graph.ir import Graph
 from needle.graph.traced import Traced
 from needle.ops.samples import Array
 
-#: How many answers a path may have for each path that there may be.
-QUESTIONS = 16
-
 
 class Missing:
     """Says that a call has come to a guard with an answer that no path has.
@@ -101,7 +98,7 @@ class Branched:
     def _add(self, leaves: Sequence[Any], given: Sequence[Any]) -> None:
         """Trace a path, and plan the tree anew."""
         start = time.perf_counter()
-        answers = Answers(self.name, self._numbers, given, self.most * QUESTIONS)
+        answers = Answers(self.name, self._numbers, given)
         traced = self._trace(tree.unflatten(self._structure, leaves), answers)
         path = Path(traced, answers)
 

@@ -25,6 +25,9 @@ from needle.graph.ir import Node, Value
 from needle.graph.tracing import Trace
 from needle.ops.samples import Array
 
+#: How many answers one path may have; each ends a program.
+MOST_QUESTIONS = 256
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -63,20 +66,16 @@ class Answers:
         name: of the function.
         numbers: for the keys of values.
         given: the first answers.
-        most: so many things may be asked.
 
     Attributes:
         questions: what was asked, in order.
         keys: of all values of the trace.
     """
 
-    def __init__(
-        self, name: str, numbers: Numbers, given: Sequence[Any] = (), most: int = 256
-    ) -> None:
+    def __init__(self, name: str, numbers: Numbers, given: Sequence[Any] = ()) -> None:
         self.name = name
         self._numbers = numbers
         self._given = given
-        self._most = most
         self.begin((), ())
 
     def begin(self, inputs: Sequence[Value], arrays: Sequence[Any]) -> None:
@@ -101,7 +100,7 @@ class Answers:
         if again in self._asked:
             return self._asked[again]
         count = len(self.questions)
-        if count == self._most:
+        if count == MOST_QUESTIONS:
             raise TraceError(
                 f"{use} at {user_line()}: {self.name} has asked for {count} values on one path, "
                 'each of which ends a program, and that is the most that branches="specialise" '

@@ -49,7 +49,10 @@ class Keys:
         if found is not None:
             return found
         if value.node is not None:
-            self._add_late(value.node)
+            if value.node in self._nodes:
+                self._add_late(value.node)
+            else:  # was added at the end of the trace, to write state in the order in which it lies
+                self.add_node(value.node)
             return keys[value]
         if value.constant is None:  # stands for a gradient that the caller will pass
             key = self._of[value] = self._plain[value] = self._number("given", len(self._of))

@@ -54,8 +54,22 @@ class Path:
         for q in self.questions:
             if q.value.node is not None and q.value.node not in self.places:
                 raise backward_error(traced.graph.name, q.location)
-        sources = dict(zip(traced.graph.inputs[traced.arguments :], traced.sources, strict=True))
-        self._captured = [sources.get(v, v) for v in self.keys.captured]
+        self._captured = self._find_sources()
+
+    def _find_sources(self) -> list[Source | Value]:
+        """Return what was captured, in order: sources of state, and values of constants."""
+        traced = self.traced
+        known: dict[Value, Source] = dict(
+            zip(traced.graph.inputs[traced.arguments :], traced.sources, strict=True)
+        )
+        found: list[Source | Value] = []
+        for value in self.keys.captured:
+            source = known.get(value)
+            if source is None and value.node is not None:
+                # State that lies in another order is an input ahead of a transposition.
+                source = known.get(value.node.inputs[0])
+            found.append(value if source is None else source)
+        return found
 
     def has_begun_like(self, other: Path, depth: int) -> bool:
         """Whether two paths have asked the same question, after the same answers."""
