@@ -20,7 +20,7 @@ UNARY = {
     "tanh": ndl.tanh,
     "half": lambda t: t * 0.5,
     "shift": lambda t: t + 0.375,
-    "square": lambda t: t * t,
+    "square": lambda t: t * t / (1 + t * t),
     "negative": lambda t: -t,
     "flip": lambda t: t[::-1],
     "relu": ndl.relu,
@@ -28,7 +28,7 @@ UNARY = {
 }
 BINARY = {
     "add": lambda a, b: a + b,
-    "multiply": lambda a, b: a * b,
+    "multiply": lambda a, b: ndl.sin(a) * b,
     "where": lambda a, b: ndl.where(a > 0, a, b),
     "weigh": lambda a, b: a * b.mean(),
 }
@@ -99,12 +99,15 @@ class Machine:
                 self.count.copy_(self.count + 1)
             elif kind == "slope":
                 y = ndl.sin(state[rest[0]] * self.weight).sum()
-                state[rest[0]] = ndl.grad(y, self.weight) + state[rest[0]]
+                found = ndl.grad(y, self.weight, retain_graph=True)
+                state[rest[0]] = (found + state[rest[0]]) * 0.5
             elif kind == "scan":
                 total, stack = ndl.scan(
-                    lambda carry, t: (carry * 0.5 + t, carry * t), ndl.zeros((), dtype=np.float64), state[rest[0]]
+                    lambda carry, t: (carry * 0.5 + t, carry * t),
+                    ndl.zeros((), dtype=np.float64),
+                    state[rest[0]],
                 )
-                state[rest[0]] = stack + total
+                state[rest[0]] = ndl.sin(stack + total)
             elif kind == "cond":
                 (name, source), target = rest
                 state[target] = ndl.cond(
