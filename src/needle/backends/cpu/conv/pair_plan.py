@@ -169,7 +169,7 @@ def plan_pairs(spec: ConvSpec, threads: int) -> PairConvPlan:
         candidate
         for is_line in ((False, True) if _has_lines(spec, order) else (False,))
         for grid in _grids(parallel, plan.parts)
-        for candidate in _divided(replace(plan, is_line=is_line, grid=grid), threads)
+        if (candidate := _divided(replace(plan, is_line=is_line, grid=grid))) is not None
     ]
     return min(found, key=_cycles)
 
@@ -188,8 +188,8 @@ def _grids(threads: int, parts: int) -> Iterator[tuple[int, int]]:
             yield blocks, threads // blocks
 
 
-def _divided(plan: PairConvPlan, threads: int) -> Iterator[PairConvPlan]:
-    """Yield the plan with blocks of images, or of rows, for its grid; none if these are too few."""
+def _divided(plan: PairConvPlan) -> PairConvPlan | None:
+    """Return the plan with blocks of images, or of rows, for its grid; None if these are too few."""
     work, wanted = plan.work, plan.grid[0]
     n, extent = work.source[0], max(work.down.extent, 1)
     # What is read as a line is copied, for tiles read beyond the last pixel.
@@ -202,7 +202,7 @@ def _divided(plan: PairConvPlan, threads: int) -> Iterator[PairConvPlan]:
         rows = -(-extent // min(bands, extent))
         plan = replace(plan, rows=rows)
         if plan.blocks < wanted:
-            return
+            return None
     else:
         pixels = extent * work.across.extent
         images = -(-(4 * SIDE if is_resident else BLOCK_PIXELS) // max(pixels, 1))
@@ -213,7 +213,7 @@ def _divided(plan: PairConvPlan, threads: int) -> Iterator[PairConvPlan]:
     room = (GATHERED_BYTES if is_resident else MOST_GATHERED) // plan.step
     most = plan.places(plan.images, plan.rows)
     chunk = max(plan.edge, min(room, most) // plan.edge * plan.edge)
-    yield replace(plan, chunk=chunk)
+    return replace(plan, chunk=chunk)
 
 
 def _weight_bytes(plan: PairConvPlan) -> float:
