@@ -189,7 +189,7 @@ def _grids(threads: int, parts: int) -> Iterator[tuple[int, int]]:
 
 
 def _divided(plan: PairConvPlan) -> PairConvPlan | None:
-    """Return the plan with blocks of images, or of rows, for its grid; None if these are too few."""
+    """Return the plan with blocks of images, or of rows; None if these are too few for its grid."""
     work, wanted = plan.work, plan.grid[0]
     n, extent = work.source[0], max(work.down.extent, 1)
     # What is read as a line is copied, for tiles read beyond the last pixel.
