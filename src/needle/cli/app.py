@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from needle.cli import cache
-from needle.cli.abstractions.command import compare_abstractions
+from needle.cli.compare import compare_abstractions
 from needle.cli.messages import duration, errors_as_messages, is_interactive
 
 if TYPE_CHECKING:
