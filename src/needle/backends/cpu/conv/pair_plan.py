@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from needle.backends.cpu.conv.blocking import Blocking
 from needle.backends.cpu.conv.pair_sums_plan import shared_zeros
 from needle.backends.cpu.conv.phase import Correlations, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
@@ -30,7 +31,7 @@ TILE_CYCLES, GATHER_CYCLES, COPY_CYCLES, WEIGHT_CYCLES = 16, 4, 0.05, 0.1
 
 
 @dataclass(frozen=True)
-class PairConvPlan:
+class PairConvPlan(Blocking):
     """How a convolution of pairs is computed.
 
     Pixels of the result stand in a line, which is cut into tiles. If images are read where they
@@ -63,21 +64,6 @@ class PairConvPlan:
     chunk: int
     by_place: bool
     grid: tuple[int, int]
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks."""
-        return math.prod(self.grid)
-
-    @property
-    def bands(self) -> int:
-        """How many blocks an image has."""
-        return -(-self.work.down.extent // self.rows)
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return -(-self.work.source[0] // self.images) * self.bands
 
     @property
     def strips(self) -> int:

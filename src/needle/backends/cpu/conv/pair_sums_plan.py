@@ -5,9 +5,9 @@ Blocks depend on shapes alone, not on tasks, for sums run over them in order.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from needle.backends.cpu.conv.blocking import Blocking
 from needle.backends.cpu.conv.phase import Correlations, Seen, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM
@@ -20,7 +20,7 @@ BLOCK_PLACES = 1024
 
 
 @dataclass(frozen=True)
-class PairSumsPlan:
+class PairSumsPlan(Blocking):
     """How the gradient by the weight is computed, of a kernel that moves pixel by pixel.
 
     The images of a block are copied as one line of pixels, as in `PairConvPlan`, and turned round:
@@ -43,21 +43,6 @@ class PairSumsPlan:
     down: int
     across: int
     grid: tuple[int, int]
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks."""
-        return math.prod(self.grid)
-
-    @property
-    def bands(self) -> int:
-        """How many blocks an image has."""
-        return -(-self.work.down.extent // self.rows)
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return -(-self.work.source[0] // self.images) * self.bands
 
     @property
     def shared(self) -> tuple[int, int]:

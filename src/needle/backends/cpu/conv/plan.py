@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from needle.backends.cpu.conv.blocking import Blocking
 from needle.backends.cpu.conv.phase import Correlations, Line, Phase, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM, split
@@ -56,7 +57,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class DensePlan:
+class DensePlan(Blocking):
     """How correlations are computed as products of matrices.
 
     Attributes:
@@ -86,21 +87,6 @@ class DensePlan:
     grid: tuple[int, int]
     split_groups: bool
     ahead: int = 0
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks."""
-        return math.prod(self.grid)
-
-    @property
-    def bands(self) -> int:
-        """How many blocks an image has."""
-        return -(-self.work.down.extent // self.rows)
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return -(-self.work.source[0] // self.images) * self.bands
 
     @property
     def copy_pitch(self) -> tuple[int, int, int]:
