@@ -82,7 +82,9 @@ class ScatterPlan:
             else:
                 x = e.element(self.node.inputs[base], piece.at).operand
             if less is not None:
-                x = f.sub(x, f.splat(less, x.lanes))
+                wide = dtypes.accumulation_dtype(x.dtype)
+                rest = f.sub(f.convert(x, wide), f.splat(f.convert(less, wide), x.lanes))
+                x = f.convert(rest, x.dtype)
             write(e, pointer, piece, x)
 
         def begin() -> None:
