@@ -137,6 +137,8 @@ def _cifar10_folder(data: Path | None) -> tuple[Path, bool, tuple[str, ...]]:
     """Return the folder with CIFAR-10, whether to fetch what it lacks, and remarks."""
     if data is None:
         return cache_folder() / "cifar10", True, ()
+    if data.name == CIFAR10_JPEG:
+        data = data.parent
     if (data / CIFAR10_JPEG).is_file() and not any(data.glob("cifar-10-*")):
         folder = cache_folder() / "cifar10-jpeg"
         convert_cifar10_jpeg(data / CIFAR10_JPEG, folder)
