@@ -22,6 +22,7 @@ from needle import dtypes
 from needle.compiler.passes.decompose import decompose
 from needle.graph.interpret import interpret, run_node
 from needle.graph.ir import Graph, Node, Value
+from needle.ops.convolution_form import Convolution
 from needle.ops.record import Kind
 
 Array = np.ndarray[Any, Any]
@@ -181,8 +182,8 @@ def check_defined(graph: Graph, arrays: Sequence[Array]) -> None:
     """Raise `Undefined` where no result is promised.
 
     Floats are converted to integers that do not hold them; something is searched for in a vector
-    that is not sorted; what is not finite is convolved: the references multiply it by the zeros
-    that they fill in, and get NaN where no window reaches.
+    that is not sorted; what is not finite is convolved: the references, or the kernels, multiply it
+    by the zeros that they fill in, and get NaN where no window reaches.
     """
     held = dict(zip(graph.inputs, arrays, strict=True))
     for node in graph.nodes:
@@ -198,7 +199,9 @@ def check_defined(graph: Graph, arrays: Sequence[Array]) -> None:
             np.sort(inputs[0]), inputs[0], True
         ):
             raise Undefined(f"a search in {inputs[0]}")
-        is_convolution = node.op.kind is Kind.CONTRACTION and node.op.decompose is not None
+        is_convolution = isinstance(node.op.lower, Convolution) or (
+            node.op.kind is Kind.CONTRACTION and node.op.decompose is not None
+        )
         if is_convolution and not all(np.isfinite(x.astype(np.float64)).all() for x in inputs):
             raise Undefined(f"{node.op.name} of what is not finite")
         held.update(zip(node.results, run_node(node, inputs), strict=True))
