@@ -9,6 +9,7 @@ import pytest
 
 from needle.data import CIFAR10, cifar10, cifar10_jpeg, convert_cifar10_jpeg
 from needle.errors import DataError, DataNotFoundError, MissingExtraError
+from needle.train.tasks import images
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -122,3 +123,12 @@ def test_real_archive(shared_data, tmp_path, monkeypatch):
     # Ships and planes have more blue, as sky and sea do: the classes are where they should be.
     blue = [data.images[data.labels == c, 2].mean() for c in range(10)]
     assert {int(c) for c in np.argsort(blue)[-2:]} == {0, 8}
+
+
+def test_a_task_takes_the_zip_or_its_folder(monkeypatch, tmp_path):
+    (tmp_path / images.CIFAR10_JPEG).touch()
+    read = []
+    monkeypatch.setattr(images, "convert_cifar10_jpeg", lambda source, folder: read.append(source))
+    found = [images._cifar10_folder(p) for p in (tmp_path, tmp_path / images.CIFAR10_JPEG)]
+    assert found[0] == found[1]
+    assert read == [tmp_path / images.CIFAR10_JPEG] * 2
