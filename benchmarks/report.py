@@ -99,7 +99,8 @@ def page(chapters: dict[str, list[Row]], products: list[Row], facts: dict[str, A
         "their own; medians. The ratio is the best peer's time over needle's, compiled if there "
         "is such a figure: above 1 needle is faster, and from 0.97 to 1.03 is a tie. GB/s count "
         "each byte once that must be read or written; the copy they are held against is NumPy's, "
-        "of 256 MB by one thread, so what two threads do in a large cache can exceed it.",
+        "of 256 MB by one thread, so what two threads do in a large cache can exceed it. Compiling "
+        "a step is its first call in a new process, which runs it once as well.",
         conditions_as_text(facts),
     ]
     for title, rows in chapters.items():

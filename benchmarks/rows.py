@@ -270,3 +270,6 @@ STEPS: list[tuple[str, str, dict[str, Any], float]] = [
         10000.0,
     ),
 ]
+
+#: How many milliseconds the first call of a step may take whose code lies on disk, by its program.
+WARM = {"mlp_sgd_step": 100.0, "mlp_resnet_step": 100.0, "network_step": 500.0}

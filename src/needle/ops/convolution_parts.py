@@ -3,9 +3,9 @@
 Kernels want the channels of a pixel side by side; see `needle.ops.nhwc_convolution`. A kernel of
 one pixel that meets each pixel of the image once is a matrix product, with
 
-    result [N · H · W, O]     = x [N · H · W, C] @ weightᵀ [C, O]
-    x's gradient              = cotangent [N · H · W, O] @ weight [O, C]
-    weight's gradient         = cotangentᵀ [O, N · H · W] @ x [N · H · W, C]
+    result [N · H · W, O]     = x [N · H · W, C] @ weight [C, O]
+    x's gradient              = cotangent [N · H · W, O] @ weightᵀ [O, C]
+    weight's gradient         = xᵀ [C, N · H · W] @ cotangent [N · H · W, O]
 
 Integers have no kernels of their own: they are convolved as products of patches.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from needle.dtypes import float32, float64, is_float
+from needle.dtypes import accumulation_dtype, is_float
 from needle.ops.contraction import matmul
 from needle.ops.movement import permute_dims, reshape
 from needle.ops.nhwc_convolution import (
@@ -61,7 +61,11 @@ def _reads_mostly_weights(
     window = Window((kh, kw), stride, pads, dilation, 1)
     rows, columns = window.counts((x.shape[2], x.shape[3]), "conv2d")
     pixels = x.shape[0] * rows * columns
-    if not isinstance(pixels, int) or x.dtype not in (float32, float64):
+    if (
+        not isinstance(pixels, int)
+        or not is_float(x.dtype)
+        or accumulation_dtype(x.dtype) != x.dtype
+    ):
         return False
     nbytes = depth * kh * kw * out * x.dtype.itemsize
     return pixels <= FEW_PIXELS and out >= MANY_CHANNELS and nbytes >= MANY_BYTES

@@ -7,18 +7,16 @@ import math
 from needle.backends.cpu.conv.phase import Correlations
 
 
-class Blocking:
-    """What the plans have in common that go from block to block.
+class Bands:
+    """What the plans have in common that cut images into bands of rows.
 
     Attributes:
         work: what is computed.
-        images: of a block.
-        rows: of a block's results: all of them if there are several images.
+        rows: of a band's results.
         grid: into how many parts the work is split: the tasks.
     """
 
     work: Correlations
-    images: int
     rows: int
     grid: tuple[int, int]
 
@@ -31,6 +29,16 @@ class Blocking:
     def bands(self) -> int:
         """How many blocks an image has."""
         return -(-self.work.down.extent // self.rows)
+
+
+class Blocking(Bands):
+    """What those have in common whose blocks are bands, or several images.
+
+    Attributes:
+        images: of a block, which then has all of their rows.
+    """
+
+    images: int
 
     @property
     def blocks(self) -> int:

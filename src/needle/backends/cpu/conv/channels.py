@@ -7,11 +7,11 @@ elements in the lanes of the group's results; zeros are around it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from needle.backends.cpu.conv.blocking import Bands
 from needle.backends.cpu.conv.finish import Box, Finish
 from needle.backends.cpu.conv.parts import place_of, share
 from needle.backends.cpu.conv.phase import Correlations, Phase, correlations
@@ -30,7 +30,7 @@ COPY_BYTES = 192 << 10
 
 
 @dataclass(frozen=True)
-class ChannelPlan:
+class ChannelPlan(Bands):
     """How channels are convolved by lanes.
 
     Attributes:
@@ -48,16 +48,6 @@ class ChannelPlan:
     copies: bool
     turns: bool
     grid: tuple[int, int]
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks."""
-        return math.prod(self.grid)
-
-    @property
-    def bands(self) -> int:
-        """How many blocks an image has."""
-        return -(-self.work.down.extent // self.rows)
 
     def weight_elements(self) -> int:
         """Return the elements of the copy of the weights; whole cache lines."""
