@@ -15,7 +15,10 @@ class Convolution:
             `needle.ops.convolution`. The inputs and attributes are those of `conv2d_nhwc` and its
             gradients.
         in_pairs: whether the weight is in tiles of pairs; see `needle.ops.paired_convolution`.
+        by_winograd: whether its operands are those of Winograd's algorithm. Gradients by weights
+            give sums over tiles then; see `needle.ops.winograd_sums`.
     """
 
     form: Literal["forward", "input_grad", "weight_grad"]
     in_pairs: bool = False
+    by_winograd: bool = False

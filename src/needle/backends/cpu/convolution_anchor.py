@@ -78,6 +78,8 @@ def _spec(node: Node, lower: Convolution) -> ConvSpec:
     kh, kw, out = (*weight[:2], weight[-1])
     if lower.in_pairs and lower.form == "forward":
         (kh, kw), out = node.attrs["kernel"], node.attrs["out_channels"]
+    if lower.by_winograd:  # of sums over tiles, what they are made of
+        (kh, kw), out = node.attrs["kernel"], first[3]
     sliding: dict[str, Any] = {
         name: node.attrs[name] for name in ("stride", "pads", "dilation", "groups")
     }
@@ -90,6 +92,7 @@ def _spec(node: Node, lower: Convolution) -> ConvSpec:
         out,
         (kh, kw),
         dtype=node.result.dtype,
+        by_winograd=lower.by_winograd,
         **sliding,
     )
 

@@ -24,6 +24,8 @@ from needle.backends.cpu.conv.pairs import PairConvolution
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.sums_plan import DenseSumsPlan, plan_dense_sums
+from needle.backends.cpu.conv.winograd_sums import WinogradSums
+from needle.backends.cpu.conv.winograd_sums_plan import WinogradSumsPlan, plan_winograd_sums
 from needle.backends.cpu.llvm import Function, Index, Module
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
@@ -58,6 +60,7 @@ class ConvPlan:
         | ChannelSumsPlan
         | PairConvPlan
         | PairSumsPlan
+        | WinogradSumsPlan
         | None
     )
     tasks: int
@@ -126,6 +129,9 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
         return ConvPlan(spec, pairs, pairs.tasks, pairs.workspace)
     lanes = target.lanes(spec.dtype)
     size = spec.dtype.itemsize
+    if spec.by_winograd and spec.form == "weight_grad":
+        tiles = plan_winograd_sums(spec, target, threads)
+        return ConvPlan(spec, tiles, tiles.tasks, tiles.workspace(spec, lanes) * size)
     if is_by_channel(spec, target) and spec.form == "weight_grad":
         sums = plan_channel_sums(spec, target, threads)
         return ConvPlan(spec, sums, sums.tasks, sums.workspace(spec, lanes) * size)
@@ -167,6 +173,8 @@ def emit_conv(
         ChannelSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, ChannelPlan):
         Channels(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, WinogradSumsPlan):
+        WinogradSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, PairSumsPlan):
         PairSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, PairConvPlan):

@@ -107,6 +107,8 @@ class ConvSpec:
             float32 and whose weight is in tiles of pairs; see `needle.ops.paired_convolution`.
         epilogue: what becomes of the sums; by default they are stored to the result.
         prologue: computes the first operand's elements.
+        by_winograd: whether a gradient by the weight gives sums over tiles; see
+            `needle.ops.winograd_sums`.
 
     Example:
         >>> ConvSpec("forward", 8, 32, 32, 16, 32, (3, 3), (2, 2), ((1, 1), (1, 1))).result
@@ -127,6 +129,7 @@ class ConvSpec:
     dtype: DType = dtypes.float32
     epilogue: Epilogue | None = field(default=None)
     prologue: Prologue | None = field(default=None)
+    by_winograd: bool = False
 
     def __post_init__(self) -> None:
         if self.in_channels % self.groups or self.out_channels % self.groups:
