@@ -190,7 +190,8 @@ def page(results: dict[str, Any]) -> str:
         for name, records in lines.items():
             last = records[-1]
             cells = [f"{last[k]:.4f}" for k in keys] + [f"{last['seconds']:.0f}"]
-            parts.append(f"| {name}, {len(records)} epochs | {' | '.join(cells)} |")
+            length = f"{len(records)} epoch{'s' if len(records) > 1 else ''}"
+            parts.append(f"| {name}, {length} | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -208,6 +209,18 @@ def write(results: dict[str, Any]) -> None:
         path.write_text(picture(task, result["lines"]) + "\n", encoding="utf-8")
 
 
+def keep(task: str, line: str, records: list[Record]) -> None:
+    """Write a line as soon as it is trained, beside those that were before, if as long."""
+    from benchmarks.__main__ import conditions
+
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    before = results[task]["lines"] if task in results else {}
+    lines = {n: r for n, r in before.items() if len(r) == len(records)} | {line: records}
+    facts = report.conditions_as_text(conditions(torch.get_num_threads()))
+    results[task] = {"conditions": facts, "lines": lines}
+    write(results)
+
+
 def main() -> None:
     """Parse the command line, train, and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
@@ -217,19 +230,12 @@ def main() -> None:
     parser.add_argument("--lines", nargs="+", default=["float32", "bfloat16", "PyTorch"])
     options = parser.parse_args()
     epochs = options.epochs or TASKS[options.task][1]
-    lines = {}
     for line in options.lines:
         if line == "PyTorch":
-            lines["PyTorch"] = train_torch(options.task, options.data, epochs)
+            keep(options.task, line, train_torch(options.task, options.data, epochs))
         else:
             name = f"needle, {line}"
-            lines[name] = train_needle(options.task, options.data, epochs, line)
-    from benchmarks.__main__ import conditions
-
-    facts = report.conditions_as_text(conditions(torch.get_num_threads()))
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    results[options.task] = {"conditions": facts, "lines": lines}
-    write(results)
+            keep(options.task, name, train_needle(options.task, options.data, epochs, line))
     sys.stderr.write(f"written: {PAGE}\n")
 
 

@@ -210,5 +210,5 @@ def test_training_is_compared_from_the_same_weights(shared_data: Path, tmp_path:
     assert record["epoch"] == 1
     assert record["test_loss"] < record["train_loss"] + 1
     results = {"text": {"conditions": "On a machine.", "lines": {"PyTorch": [record]}}}
-    assert f"| PyTorch, 1 epochs | {record['train_loss']:.4f} |" in curves.page(results)
+    assert f"| PyTorch, 1 epoch | {record['train_loss']:.4f} |" in curves.page(results)
     assert curves.picture("text", {"PyTorch": [record, record]}).startswith("<svg")
