@@ -1,4 +1,4 @@
-"""``python -m benchmarks.conv``: convolutions, needle's kernels beside PyTorch's.
+"""``python -m benchmarks.conv``: convolutions, programs of one op beside PyTorch's.
 
 PyTorch has its choice of contiguous and channels-last memory; the better one counts. The fastest of
 many short turns counts, so that other programs on the machine do little harm.

@@ -1,24 +1,22 @@
-"""Convolutions by the generated kernels alone: no tensors, no autograd; for `benchmarks.conv`."""
+"""Convolutions as programs of one op, with what the compiler makes of it; for `benchmarks.conv`."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from needle import dtypes
+import needle as ndl
 from needle.arrays import aligned
-from needle.backends.cpu import jit, threads
-from needle.backends.cpu.conv import ConvKernel, ConvSpec, emit_conv
-from needle.backends.cpu.llvm import Function
-from needle.backends.cpu.module import Module
+from needle.backends.cpu import threads
+from needle.backends.cpu.conv import ConvSpec
+from needle.backends.cpu.executable import build
+from needle.compiler import pipeline
+from needle.graph import trace
 from needle.ops.unfolding import convolve, convolve_input_grad, convolve_weight_grad
 
-
-def set_threads(count: int) -> None:
-    threads.set_num_threads(count)
+set_threads = threads.set_num_threads
 
 
 def spec_of(
@@ -42,68 +40,41 @@ def spec_of(
     )
 
 
-def emit_launch(module: Module, kernel: ConvKernel) -> str:
-    """Add ``void name(ptr words)``, which runs all tasks; words are addresses."""
-    f = Function(module, module.unique("launch_task"), {"words": "ptr", "task": "i64"})
-    pointers = [f.value(f"load ptr, ptr {f.pointer('%words', i, dtypes.int64)}") for i in range(4)]
-    task = f.argument("task")
-    own = f.pointer(pointers[3], f.mul_index(task, kernel.workspace), dtypes.uint8)
-    kernel.call(f, *pointers[:3], workspace=own, task=task)
-    body = f.end()
-    f = Function(module, module.unique("launch"), {"words": "ptr"}, internal=False)
-    if kernel.tasks == 1:
-        f.emit(f"call void @{body}(ptr %words, i64 0)")
-    else:
-        module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
-        f.emit(f"call void @needle_parallel(ptr @{body}, ptr %words, i64 {kernel.tasks})")
-    return f.end()
-
-
 def convolution(form: str, **sizes: int) -> Callable[[], Any]:
     """One convolution or gradient; it is compared with the reference on part of the images."""
     spec = spec_of(form, **sizes)
-    shapes = {
-        "forward": (spec.x_shape, spec.w_shape),
-        "input_grad": (spec.y_shape, spec.w_shape),
-        "weight_grad": (spec.x_shape, spec.y_shape),
-    }[spec.form]
-    rng = np.random.default_rng(0)
-    first, second, out = (aligned(s, dtypes.float32) for s in (*shapes, spec.result))
-    for operand in (first, second):
-        operand[...] = rng.standard_normal(operand.shape, np.float32)
-    module = Module()
-    kernel = emit_conv(module, spec, threads.get_num_threads())
-    name = emit_launch(module, kernel)
-    run = jit.load(module).function(name, ctypes.c_void_p)
-    workspace = aligned((max(kernel.workspace * kernel.tasks, 1),), dtypes.uint8)
-    words = np.array([x.ctypes.data for x in (first, second, out, workspace)], np.int64)
-    address = ctypes.c_void_p(words.ctypes.data)
-    run(address)
-    check(spec, first, second, out)
-
-    def call(keep: Any = (first, second, out, workspace, words)) -> None:
-        run(address)
-
-    return call
-
-
-def check(spec: ConvSpec, first: Any, second: Any, out: Any) -> None:
-    """Raise unless the result is the reference's, of the last image at least."""
-    attrs: dict[str, Any] = {
-        "stride": spec.stride,
-        "pads": spec.pads,
-        "dilation": spec.dilation,
-        "groups": spec.groups,
+    moves: dict[str, Any] = {
+        name: getattr(spec, name) for name in ("stride", "pads", "dilation", "groups")
     }
+    x, w, y = spec.x_shape, spec.w_shape, spec.y_shape
+    function, attrs, shapes = {
+        "forward": (ndl.conv2d_nhwc, {}, (x, w)),
+        "input_grad": (ndl.conv2d_nhwc_input_grad, {"size": x[1:3]}, (y, w)),
+        "weight_grad": (ndl.conv2d_nhwc_weight_grad, {"kernel": spec.kernel}, (y, x)),
+    }[form]
+    rng = np.random.default_rng(0)
+    operands = [aligned(shape, ndl.float32) for shape in shapes]
+    for operand in operands:
+        operand[...] = rng.standard_normal(operand.shape, np.float32)
+    graph = trace(lambda a, b: [function(a, b, **attrs, **moves)], *operands).graph
+    executable = build(pipeline.run(graph), threads.get_num_threads())
+    (out,) = executable.run(operands)
+    check(spec, moves, operands, out)
+    return lambda: executable.run(operands)
+
+
+def check(spec: ConvSpec, moves: dict[str, Any], operands: list[Any], out: Any) -> None:
+    """Raise unless the result is the reference's, of the last image at least."""
+    first, second = operands
     if spec.form == "weight_grad":
-        image, g = first.transpose(0, 3, 1, 2), second.transpose(0, 3, 1, 2)
-        want = convolve_weight_grad(g, image, kernel=spec.kernel, **attrs).transpose(2, 3, 1, 0)
+        g, image = (t.transpose(0, 3, 1, 2) for t in operands)
+        want = convolve_weight_grad(g, image, kernel=spec.kernel, **moves).transpose(2, 3, 1, 0)
     else:
         image, weight = first[-1:].transpose(0, 3, 1, 2), second.transpose(3, 2, 0, 1)
         if spec.form == "forward":
-            want = convolve(image, weight, **attrs)
+            want = convolve(image, weight, **moves)
         else:
             size = (spec.height, spec.width)
-            want = convolve_input_grad(image, weight, size=size, **attrs)
+            want = convolve_input_grad(image, weight, size=size, **moves)
         want, out = want.transpose(0, 2, 3, 1), out[-1:]
     np.testing.assert_allclose(out, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
