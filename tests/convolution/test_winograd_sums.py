@@ -89,8 +89,10 @@ def test_other_instruction_sets(name: str, case: tuple[Any, ...]) -> None:
     np.testing.assert_allclose(result, exact, atol=4e-6 * scale)
 
 
-def test_threads_change_no_bit() -> None:
-    g, x, moves = operands((24, (16, 16), 40, 24, ((1, 1), (1, 1))))
+@pytest.mark.parametrize("case", [(24, (16, 16), 40, 24), (5, (14, 14), 64, 96)], ids=str)
+def test_threads_change_no_bit(case: tuple[Any, ...]) -> None:
+    """Neither do they where there are more than pieces, and channels are split for them."""
+    g, x, moves = operands((*case, ((1, 1), (1, 1))))
     graph = traced(g, x, moves)
     first, *others = (run(build(graph, n), graph, g, x) for n in (1, 2, 3, 4, 7))
     for other in others:

@@ -42,8 +42,9 @@ SIDE, ELEMENTS = 4, 16
 #: Channels, of image and cotangent, whose sums are made together, at most: so many sums stay in the
 #: L2 cache.
 CHANNELS = 128
-#: Most pieces, and the sums in all of them up to which there are more than threads may need.
-PIECES, SUMS, NEEDED = 8, 1 << 19, 4
+#: Most pieces; most sums in all of them, as long as two threads have one each. Further threads
+#: share the channels, which takes more transformations, but no memory.
+PIECES, SUMS, NEEDED = 8, 1 << 17, 2
 
 #: Transforms pixels: B. The last row is turned round, so that nothing is negated but there.
 PIXELS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], np.float32)

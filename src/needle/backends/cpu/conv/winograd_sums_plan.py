@@ -15,9 +15,11 @@ from needle.backends.cpu.target import Target
 from needle.ops.winograd_sums import CHANNELS, ELEMENTS, pieces_of, tiles_of
 
 #: Bytes of a block of transformed tiles, which the L2 cache holds beside the sums.
-BLOCK_BYTES = 512 << 10
+BLOCK_BYTES = 192 << 10
 #: Fewest tiles of a block: sums are read and written once for each block.
 FEWEST_TILES = 32
+#: Fewest channels of a part that is made for the sake of threads.
+FEWEST_CHANNELS = 32
 #: Elements by which neighbouring matrices of a block are apart from a power of two: 16 of them are
 #: written side by side, and would push each other out of the L1 cache.
 APART = 16
@@ -78,13 +80,12 @@ def _whole_lines(elements: int) -> int:
 def plan_winograd_sums(spec: ConvSpec, target: Target, threads: int) -> WinogradSumsPlan:
     """Return the plan of a gradient by the weight."""
     down, across = tiles_of(spec.counts)
-    parts = [-(-n // CHANNELS) for n in (spec.in_channels, spec.out_channels)]
-    inputs, outputs = (
-        -(-n // p) for n, p in zip((spec.in_channels, spec.out_channels), parts, strict=True)
-    )
-    each = ELEMENTS * (inputs + outputs) * spec.dtype.itemsize
-    fitting = max(FEWEST_TILES, BLOCK_BYTES // each)
     pieces = pieces_of(spec.images, spec.in_channels, spec.out_channels)
+    work = spec.images * down * across * ELEMENTS * spec.in_channels * spec.out_channels
+    wanted = threads if work >= PARALLEL_FROM else 1
+    # Threads may split channels further, but blocks, whose sums are chains, stay as they are.
+    each = ELEMENTS * sum(_parts(spec, 1)) * spec.dtype.itemsize
+    fitting = max(FEWEST_TILES, BLOCK_BYTES // each)
     rows = max(1, min(down, fitting // across))
     bands = -(-down // rows)
     rows = -(-down // bands)
@@ -92,7 +93,22 @@ def plan_winograd_sums(spec: ConvSpec, target: Target, threads: int) -> Winograd
     if bands == 1:
         most = max(1, spec.images // pieces)
         images = max(1, min(most, fitting // (down * across)))
-    units = pieces * math.prod(parts)
-    work = spec.images * down * across * ELEMENTS * spec.in_channels * spec.out_channels
-    tasks = min(threads, units) if work >= PARALLEL_FROM else 1
+    inputs, outputs = _parts(spec, -(-wanted // pieces))
+    units = pieces * -(-spec.in_channels // inputs) * -(-spec.out_channels // outputs)
+    tasks = min(wanted, units)
     return WinogradSumsPlan((down, across), images, rows, pieces, inputs, outputs, tasks)
+
+
+def _parts(spec: ConvSpec, wanted: int) -> tuple[int, int]:
+    """Return the channels of a part, of image and cotangent: few enough for their sums to stay in
+    the cache, and for ``wanted`` parts, as long as they are not too few to be worth it."""
+    extents = (spec.in_channels, spec.out_channels)
+    parts = [-(-n // CHANNELS) for n in extents]
+    while math.prod(parts) < wanted:
+        widths = [-(-n // p) for n, p in zip(extents, parts, strict=True)]
+        wider = widths.index(max(widths))
+        if widths[wider] < 2 * FEWEST_CHANNELS:
+            break
+        parts[wider] *= 2
+    inputs, outputs = (-(-n // p) for n, p in zip(extents, parts, strict=True))
+    return inputs, outputs
