@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"dtypes", "devices", "tree", "dtype_functions", "extents"},
-    {"shapes", "config"},
+    {"shapes", "config", "progress"},
     {"ops", "_methods"},
     {"arrays"},
     {"tensor"},

@@ -11,6 +11,8 @@ from needle.backends.cpu.executable import Source
 from needle.backends.cpu.program import Program
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
+from needle.backends.cpu.tuning import Tuning
+from needle.backends.cpu.tuning.choices import Choices
 from needle.compiled.kernels import Kernel, kernels_of
 from needle.compiled.memory_plan import Memory, memory_of
 from needle.compiled.wording import listed, quantity
@@ -56,6 +58,7 @@ class Explanation:
         ahead: with ``branches="specialise"``, the programs that run ahead of this one and say which
             path a call takes.
         guards: the tree of the paths that were traced, and how often each was taken.
+        tuning: with ``tune``, what is known of the plans of kernels; nothing is searched here.
     """
 
     traced: Graph
@@ -70,6 +73,7 @@ class Explanation:
     _program: Program = field(repr=False)
     ahead: tuple[Explanation, ...] = ()
     guards: str = ""
+    tuning: str = ""
 
     @property
     def flops(self) -> int:
@@ -160,8 +164,10 @@ class Explanation:
         times = ", ".join(f"{name} {s * 1e3:.1f} ms" for name, s in self.seconds.items())
         hit = "has it: a first call compiles nothing" if self.is_cached else "does not have it"
         extents = [f"extents: {self.extents}"] if self.extents else []
+        tuning = [f"tuning: {self.tuning}"] if self.tuning else []
         return [
             *extents,
+            *tuning,
             f"memory: {self.memory.peak_bytes:,} bytes at the peak, of which "
             f"{self.memory.arena.nbytes:,} for values in between",
             f"times: {times}",
@@ -169,7 +175,13 @@ class Explanation:
         ]
 
 
-def explain(whole: Graph, arguments: int, seconds: float, extents: str = "") -> Explanation:
+def explain(
+    whole: Graph,
+    arguments: int,
+    seconds: float,
+    extents: str = "",
+    tuning: Tuning | None = None,
+) -> Explanation:
     """Return what the compiler makes of a trace.
 
     Args:
@@ -177,6 +189,7 @@ def explain(whole: Graph, arguments: int, seconds: float, extents: str = "") -> 
         arguments: how many of its inputs are arguments.
         seconds: how long it took to make.
         extents: see `Explanation`.
+        tuning: how plans of kernels are searched; those count that have been found.
     """
     effects: list[PassEffect] = []
     start = last = time.perf_counter()
@@ -190,9 +203,10 @@ def explain(whole: Graph, arguments: int, seconds: float, extents: str = "") -> 
 
     graph = pipeline.run(whole, observe)
     times = {"trace": seconds, "passes": time.perf_counter() - start}
-    source = Source(whole, get_num_threads(), host())
+    source = Source(whole, get_num_threads(), host(), tuning)
     start = time.perf_counter()
-    program = Program(graph, source.threads, source.target)
+    choices = Choices(graph, source.threads, source.target, tuning) if tuning else None
+    program = Program(graph, source.threads, source.target, choose=choices)
     times["code generation"] = time.perf_counter() - start
     start = time.perf_counter()
     code = jit.compile_objects(program.module)
@@ -208,4 +222,5 @@ def explain(whole: Graph, arguments: int, seconds: float, extents: str = "") -> 
         sum(map(len, code)),
         extents,
         program,
+        tuning=choices.report() if choices else "",
     )

@@ -12,6 +12,8 @@ from needle.backends.cpu.program import Program
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
+from needle.backends.cpu.tuning import Tuning
+from needle.backends.cpu.tuning.choices import Choices
 from needle.backends.cpu.varying import VaryingProgram
 from needle.compiler import pipeline
 from needle.compiler.memory import MemoryPlan
@@ -136,14 +138,17 @@ def _memory(name: str, recipe: Recipe, arena: MemoryPlan, arguments: int) -> Mem
     )
 
 
-def plan_memory(graph: Graph, arguments: int) -> Memory:
+def plan_memory(graph: Graph, arguments: int, tuning: Tuning | None = None) -> Memory:
     """Return the planned memory of a traced graph; its kernels are planned, not generated.
 
     Args:
         graph: what was traced.
         arguments: how many of its inputs are arguments; the rest is state.
+        tuning: how plans of kernels are searched; those count that have been found.
     """
-    program = Program(pipeline.run(graph), get_num_threads(), host(), is_planned=True)
+    graph, threads, target = pipeline.run(graph), get_num_threads(), host()
+    choices = Choices(graph, threads, target, tuning) if tuning else None
+    program = Program(graph, threads, target, is_planned=True, choose=choices)
     return memory_of(program, arguments)
 
 

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from needle.backends.cpu.executable import Executable
+    from needle.backends.cpu.tuning import Tuning
     from needle.backends.cpu.varying import VaryingProgram
     from needle.graph.ir import Graph
 
 
-def build(graph: Graph, threads: int = 1) -> Executable:
+def build(graph: Graph, threads: int = 1, tuning: Tuning | None = None) -> Executable:
     """Return ``graph`` as native code.
 
     Args:
         graph: what was traced.
         threads: how many threads share the work of large kernels. No bit of a result depends on it.
+        tuning: how plans of kernels are searched; None leaves them to the model.
     """
     from needle.backends.cpu.executable import build as build_executable
 
-    return build_executable(graph, threads)
+    return build_executable(graph, threads, tuning=tuning)
 
 
 def build_varying(graph: Graph, threads: int = 1) -> VaryingProgram:

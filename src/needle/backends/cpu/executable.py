@@ -14,6 +14,7 @@ from needle.backends.cpu import arguments, cache, jit
 from needle.backends.cpu.arguments import DONE
 from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
 from needle.backends.cpu.fault import Fault
+from needle.backends.cpu.linux import cpu_name
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.stamps import stamp_buffer, stamp_times
 from needle.backends.cpu.target import Target, host
@@ -26,6 +27,7 @@ from needle.shapes import Spec
 
 if TYPE_CHECKING:
     from needle.backends.cpu.program import Program
+    from needle.backends.cpu.tuning import Tuning
 
 #: Runs executables in their place while a profile is taken; see `record_with`.
 _recorder: Recorder | None = None
@@ -151,11 +153,13 @@ class Source:
         graph: what was traced.
         threads: into how many tasks large kernels are split.
         target: the processor.
+        tuning: how plans of kernels are searched; None leaves them to the model.
     """
 
     graph: Graph
     threads: int
     target: Target
+    tuning: Tuning | None = None
 
     def program(self, *, is_stamped: bool = False) -> Program:
         """Return it as kernels, once the passes have run."""
@@ -164,11 +168,28 @@ class Source:
         from needle.compiler import pipeline
 
         graph = pipeline.run(self.graph)
-        return Program(graph, self.threads, self.target, is_stamped=is_stamped)
+        if self.tuning is None:
+            return Program(graph, self.threads, self.target, is_stamped=is_stamped)
+        from needle.backends.cpu.tuning.choices import Choices
+
+        choices = Choices(graph, self.threads, self.target, self.tuning)
+        if not is_stamped:
+            choices.search()
+        return Program(
+            graph,
+            self.threads,
+            self.target,
+            is_stamped=is_stamped,
+            choose=choices,
+            is_final=choices.is_complete,
+        )
 
     def key(self) -> str:
         """Return the key of its code in the cache."""
-        return cache.key(fingerprint(self.graph), repr(self.target), str(self.threads))
+        parts = [fingerprint(self.graph), repr(self.target), str(self.threads)]
+        if self.tuning is not None:
+            parts += ["tuned", str(self.tuning.is_frugal), cpu_name()]
+        return cache.key(*parts)
 
 
 #: Runs an executable on arrays.
@@ -202,16 +223,22 @@ class Call(Table):
         )
 
 
-def build(graph: Graph, threads: int = 1, target: Target | None = None) -> Executable:
+def build(
+    graph: Graph,
+    threads: int = 1,
+    target: Target | None = None,
+    tuning: Tuning | None = None,
+) -> Executable:
     """Return a traced graph as native code: from the cache, or compiled.
 
     Args:
         graph: what was traced.
         threads: into how many tasks large kernels are split. No bit of a result depends on it.
         target: the processor; this machine's by default.
+        tuning: how plans of kernels are searched; None leaves them to the model.
     """
     target = target or host()
-    source = Source(graph, threads, target)
+    source = Source(graph, threads, target, tuning)
     recipe, code = compiled(source.key(), source.program)
     return Executable(recipe, code, source)
 
@@ -231,7 +258,8 @@ def compiled(key: str, make: Callable[[], Program]) -> tuple[Recipe, Sequence[by
     code = jit.compile_objects(program.module)
     recipe = Recipe.of(program)
     values = b"".join(c.tobytes() for c in recipe.constants)
-    cache.put(key, [values, *code], recipe.to_json())
+    if program.is_final:
+        cache.put(key, [values, *code], recipe.to_json())
     return recipe, code
 
 

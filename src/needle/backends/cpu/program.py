@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.control import Surroundings
 from needle.backends.cpu.fault import Fault
+from needle.backends.cpu.gemm import GemmKernel
 from needle.backends.cpu.kernel import KernelFunction, Location
-from needle.backends.cpu.layout import lay_out, may_overwrite
+from needle.backends.cpu.layout import Layout, lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.module import Module
@@ -30,6 +31,9 @@ from needle.compiler.rows import rows_in
 from needle.compiler.schedule import Schedule, Step
 from needle.graph.ir import Graph, Value
 from needle.ops.record import Kind
+
+if TYPE_CHECKING:
+    from needle.backends.cpu.tuning.candidates import Choose
 
 #: Elements times stored values, and elements times ops, below which a kernel is not worth a second
 #: thread.
@@ -64,6 +68,9 @@ class Program:
         mark: what stands for the rows of a call in the graph; 0 if nothing does.
         within: the program of the graph that this one is inside of, whose module it shares.
         fixed: inputs that stay what they are for many calls.
+        choose: chooses among plans of products and convolutions; by default a model does, or what
+            chooses for the program that this one is inside of.
+        is_final: whether the code may be kept for later processes.
 
     Attributes:
         packed: of the inputs of ``fixed`` those that are to be given packed, and a product of which
@@ -83,6 +90,8 @@ class Program:
         mark: int = 0,
         within: Program | None = None,
         fixed: Sequence[Value] = (),
+        choose: Choose | None = None,
+        is_final: bool = True,
     ) -> None:
         if within is None:
             graph = prepare_inner(graph)
@@ -90,9 +99,12 @@ class Program:
             self.faults: list[Fault] = []
         else:
             self.module, self.faults = within.module, within.faults
+            choose = within.choose
         self.graph = graph
         self.threads = threads
         self.mark = mark
+        self.choose: Choose | None = choose
+        self.is_final = is_final
         self.name = "entry" if within is None else self.module.unique(f"inner_{graph.name}")
         fusion = Fusion(graph)
         groups = fusion.run()
@@ -108,17 +120,26 @@ class Program:
             read.__contains__,
         )
         self._plans = {
-            g: plan_anchor(g, fusion.stored.__contains__, self.module.target, threads, surroundings)
+            g: plan_anchor(
+                g,
+                fusion.stored.__contains__,
+                self.module.target,
+                threads,
+                surroundings,
+                choose,
+            )
             for g in self.groups
             if g.anchor is not None
         }
         plans = [(g, self._plans.get(g)) for g in self.groups]
-        self.packed = {v: p for v in fixed if (p := give_packed(plans, v)) is not None}
+        self.packed: dict[Value, GemmKernel] = {
+            v: p for v in fixed if (p := give_packed(plans, v)) is not None
+        }
         workspaces = {
             g: (threads if plan.tasks == BY_ROWS else plan.tasks) * plan.workspace
             for g, plan in self._plans.items()
         }
-        self.layout = lay_out(graph, self.groups, in_place, workspaces)
+        self.layout: Layout = lay_out(graph, self.groups, in_place, workspaces)
         self.kernels: list[KernelCall] = []
         if not is_planned:
             self.kernels += [self._kernel(g, i) for i, g in enumerate(self.groups)]
