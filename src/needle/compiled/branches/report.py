@@ -13,7 +13,6 @@ from needle.graph.text import constant_text
 from needle.ops.record import Kind
 
 if TYPE_CHECKING:
-    from needle.backends.cpu.tuning import Tuning
     from needle.compiled.explain import Explanation
     from needle.compiled.memory_plan import Memory
 
@@ -108,9 +107,7 @@ def _programs(preview: Branched) -> Iterator[tuple[Path, Point, Sequence[Value]]
         held += [point.made[key] for key in point.hands]
 
 
-def explain_path(
-    preview: Branched, guards: str, extents: str, tuning: Tuning | None
-) -> Explanation:
+def explain_path(preview: Branched, guards: str, extents: str) -> Explanation:
     """Return what the compiler makes of a path: of its last program, and of those ahead of it."""
     from needle.compiled.explain import explain
 
@@ -119,20 +116,19 @@ def explain_path(
     for _, point, _ in _programs(preview):
         assert point.program is not None
         seconds = 0.0 if found else path.specialization.seconds
-        graph = point.program.graph
-        found.append(explain(graph, path.traced.arguments, seconds, tuning=tuning))
+        found.append(explain(point.program.graph, path.traced.arguments, seconds))
     *ahead, last = found
     return replace(last, extents=extents, ahead=tuple(ahead), guards=guards)
 
 
-def memory_of_path(preview: Branched, extents: str, tuning: Tuning | None) -> Memory:
+def memory_of_path(preview: Branched, extents: str) -> Memory:
     """Return the planned memory of a path: that of its program which takes most."""
     from needle.compiled.memory_plan import plan_memory
 
     plans: list[Memory] = []
     for path, point, held in _programs(preview):
         assert point.program is not None
-        memory = plan_memory(point.program.graph, path.traced.arguments, tuning)
+        memory = plan_memory(point.program.graph, path.traced.arguments)
         taken = sum(v.nbytes for v in point.takes.values())
         kept = sum(v.nbytes for v in held)
         plans.append(replace(memory, state=memory.state - taken, kept=kept, extents=extents))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass
 
 from needle.backends.cpu.conv.channel_sums import (
     ChannelSums,
@@ -42,18 +41,6 @@ ARGUMENTS = {
 }
 
 
-#: The decisions of one way to compute a convolution.
-Detail: TypeAlias = (
-    DensePlan
-    | ChannelPlan
-    | DenseSumsPlan
-    | ChannelSumsPlan
-    | PairConvPlan
-    | PairSumsPlan
-    | WinogradSumsPlan
-)
-
-
 @dataclass(frozen=True)
 class ConvPlan:
     """How a convolution is computed.
@@ -66,7 +53,16 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: Detail | None
+    detail: (
+        DensePlan
+        | ChannelPlan
+        | DenseSumsPlan
+        | ChannelSumsPlan
+        | PairConvPlan
+        | PairSumsPlan
+        | WinogradSumsPlan
+        | None
+    )
     tasks: int
     workspace: int
 
@@ -125,35 +121,28 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
     if 0 in spec.result:
         return ConvPlan(spec, None, 1, 0)
-    return with_detail(spec, _choose(spec, target, threads), target)
-
-
-def _choose(spec: ConvSpec, target: Target, threads: int) -> Detail:
-    is_sum = spec.form == "weight_grad"
+    if spec.in_pairs and spec.form == "weight_grad":
+        paired = plan_pair_sums(spec, threads)
+        return ConvPlan(spec, paired, paired.tasks, paired.workspace)
     if spec.in_pairs:
-        return plan_pair_sums(spec, threads) if is_sum else plan_pairs(spec, threads)
-    if spec.by_winograd and is_sum:
-        return plan_winograd_sums(spec, target, threads)
+        pairs = plan_pairs(spec, threads)
+        return ConvPlan(spec, pairs, pairs.tasks, pairs.workspace)
+    lanes = target.lanes(spec.dtype)
+    size = spec.dtype.itemsize
+    if spec.by_winograd and spec.form == "weight_grad":
+        tiles = plan_winograd_sums(spec, target, threads)
+        return ConvPlan(spec, tiles, tiles.tasks, tiles.workspace(spec, lanes) * size)
+    if is_by_channel(spec, target) and spec.form == "weight_grad":
+        sums = plan_channel_sums(spec, target, threads)
+        return ConvPlan(spec, sums, sums.tasks, sums.workspace(spec, lanes) * size)
+    if spec.form == "weight_grad":
+        weights = plan_dense_sums(spec, target, threads)
+        return ConvPlan(spec, weights, weights.tasks, weights.workspace(spec, lanes))
     if is_by_channel(spec, target):
-        plan = plan_channel_sums if is_sum else plan_channels
-        return plan(spec, target, threads)
-    return plan_dense_sums(spec, target, threads) if is_sum else plan_dense(spec, target, threads)
-
-
-def with_detail(spec: ConvSpec, detail: Detail, target: Target) -> ConvPlan:
-    """Return the plan of a convolution of which the decisions are taken."""
-    lanes, size = target.lanes(spec.dtype), spec.dtype.itemsize
-    if isinstance(detail, PairConvPlan | PairSumsPlan):
-        workspace = detail.workspace
-    elif isinstance(detail, ChannelSumsPlan | WinogradSumsPlan):
-        workspace = detail.workspace(spec, lanes) * size
-    elif isinstance(detail, ChannelPlan):
-        workspace = detail.workspace(lanes) * size
-    elif isinstance(detail, DenseSumsPlan):
-        workspace = detail.workspace(spec, lanes)
-    else:
-        workspace = detail.workspace(lanes, size)
-    return ConvPlan(spec, detail, detail.tasks, workspace)
+        channels = plan_channels(spec, target, threads)
+        return ConvPlan(spec, channels, channels.tasks, channels.workspace(lanes) * size)
+    detail = plan_dense(spec, target, threads)
+    return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, size))
 
 
 def emit_conv(
@@ -163,7 +152,6 @@ def emit_conv(
     name: str = "convolution",
     *,
     internal: bool = True,
-    plan: ConvPlan | None = None,
 ) -> ConvKernel:
     """Add a function that computes a convolution to a module.
 
@@ -173,12 +161,11 @@ def emit_conv(
         threads: into about how many tasks to split the work, where it pays.
         name: a name for people; made unique.
         internal: whether only the module calls it.
-        plan: how to compute it; the model's choice by default.
 
     Returns:
         The kernel: its function's name, tasks and workspace.
     """
-    plan = plan_conv(spec, module.target, threads) if plan is None else replace(plan, spec=spec)
+    plan = plan_conv(spec, module.target, threads)
     f = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
     if isinstance(plan.detail, DenseSumsPlan):
         DenseSums(f, spec, plan.detail).emit()
