@@ -212,3 +212,22 @@ def test_training_is_compared_from_the_same_weights(shared_data: Path, tmp_path:
     results = {"text": {"conditions": "On a machine.", "lines": {"PyTorch": [record]}}}
     assert f"| PyTorch, 1 epoch | {record['train_loss']:.4f} |" in curves.page(results)
     assert curves.picture("text", {"PyTorch": [record, record]}).startswith("<svg")
+
+
+def test_models_are_checked_against_a_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sys.path.insert(0, str(ROOT))
+    try:
+        tiles = importlib.import_module("benchmarks.tiles")
+    finally:
+        sys.path.remove(str(ROOT))
+    only = "^64×64·64×64 n|grouped fwd 8×512"
+    monkeypatch.setattr(sys, "argv", ["tiles", "--threads", "2", "--only", only])
+    monkeypatch.setattr(tiles, "set_num_threads", lambda count: None)
+    tiles.main()
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert summary.startswith("3 kernels; ")
+    specs = [spec for kind in ("f32", "f64", "bf16") for _, spec in tiles.convolutions(kind)]
+    assert len({repr(spec) for spec in specs}) == len(specs)

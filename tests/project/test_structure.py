@@ -15,9 +15,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 #: Each module may import, when it is imported itself, only modules that stand before or beside it.
 LAYERS = [
-    {"errors", "writes"},
+    {"errors"},
     {"dtypes", "devices", "tree", "dtype_functions", "extents"},
-    {"shapes", "config"},
+    {"shapes", "config", "progress"},
     {"ops", "_methods"},
     {"arrays"},
     {"tensor"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +11,9 @@ from needle.backends.cpu.executable import Source
 from needle.backends.cpu.program import Program
 from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
-from needle.compiled.kernels import Kernel, kernels_of, preparing_kernels
+from needle.backends.cpu.tuning import Tuning
+from needle.backends.cpu.tuning.choices import Choices
+from needle.compiled.kernels import Kernel, kernels_of
 from needle.compiled.memory_plan import Memory, memory_of
 from needle.compiled.wording import listed, quantity
 from needle.compiler import pipeline
@@ -57,8 +58,7 @@ class Explanation:
         ahead: with ``branches="specialise"``, the programs that run ahead of this one and say which
             path a call takes.
         guards: the tree of the paths that were traced, and how often each was taken.
-        preparing: the kernels whose results depend on the state alone and are kept: they run only
-            when it has changed, and count neither as kernels of a call nor as its arithmetic.
+        tuning: with ``tune``, what is known of the plans of kernels; nothing is searched here.
     """
 
     traced: Graph
@@ -73,7 +73,7 @@ class Explanation:
     _program: Program = field(repr=False)
     ahead: tuple[Explanation, ...] = ()
     guards: str = ""
-    preparing: tuple[Kernel, ...] = ()
+    tuning: str = ""
 
     @property
     def flops(self) -> int:
@@ -143,17 +143,8 @@ class Explanation:
 
     def _kernel_lines(self) -> list[str]:
         lines = [f"{len(self.graph.nodes)} ops in {len(self.groups)} kernels"]
-        lines += self._lines_of(self.groups)
-        if self.preparing:
-            kept = f"{self.memory.prepared:,} bytes are kept from call to call"
-            lines.append(f"{len(self.preparing)} kernels more, when the state has changed: {kept}")
-            lines += self._lines_of(self.preparing)[:-1]
-        return lines
-
-    def _lines_of(self, kernels: Sequence[Kernel]) -> list[str]:
-        lines = []
-        width = max((len(k.name) for k in kernels), default=0)
-        for k in kernels:
+        width = max((len(k.name) for k in self.groups), default=0)
+        for k in self.groups:
             loops = "×".join(map(str, k.loops)) or "1"
             inner = f" over {'×'.join(map(str, k.inner))}" if k.inner else ""
             tasks = "" if k.tasks == 1 else f", {k.tasks or 'as many as fit'} tasks"
@@ -164,8 +155,8 @@ class Explanation:
             origin = [f"layers {listed(k.scopes)}" if k.scopes else "", listed(k.lines)]
             if any(origin):
                 lines.append(f"  {'':<{width}}  from {', at '.join(o for o in origin if o)}")
-        flops = quantity(sum(k.flops for k in kernels), "FLOP")
-        moved = quantity(sum(k.bytes_moved for k in kernels), "B")
+        flops = quantity(sum(k.flops for k in self.groups), "FLOP")
+        moved = quantity(sum(k.bytes_moved for k in self.groups), "B")
         total = f"{flops}, {moved} read or written"
         return [*lines, f"  {'in all':<{width}}  {total}"]
 
@@ -173,8 +164,10 @@ class Explanation:
         times = ", ".join(f"{name} {s * 1e3:.1f} ms" for name, s in self.seconds.items())
         hit = "has it: a first call compiles nothing" if self.is_cached else "does not have it"
         extents = [f"extents: {self.extents}"] if self.extents else []
+        tuning = [f"tuning: {self.tuning}"] if self.tuning else []
         return [
             *extents,
+            *tuning,
             f"memory: {self.memory.peak_bytes:,} bytes at the peak, of which "
             f"{self.memory.arena.nbytes:,} for values in between",
             f"times: {times}",
@@ -187,7 +180,7 @@ def explain(
     arguments: int,
     seconds: float,
     extents: str = "",
-    fixed: tuple[int, ...] = (),
+    tuning: Tuning | None = None,
 ) -> Explanation:
     """Return what the compiler makes of a trace.
 
@@ -196,7 +189,7 @@ def explain(
         arguments: how many of its inputs are arguments.
         seconds: how long it took to make.
         extents: see `Explanation`.
-        fixed: indices of the inputs that stay what they are for many calls.
+        tuning: how plans of kernels are searched; those count that have been found.
     """
     effects: list[PassEffect] = []
     start = last = time.perf_counter()
@@ -210,10 +203,10 @@ def explain(
 
     graph = pipeline.run(whole, observe)
     times = {"trace": seconds, "passes": time.perf_counter() - start}
-    source = Source(whole, get_num_threads(), host(), fixed)
+    source = Source(whole, get_num_threads(), host(), tuning)
     start = time.perf_counter()
-    inputs = [graph.inputs[i] for i in fixed]
-    program = Program(graph, source.threads, source.target, fixed=inputs)
+    choices = Choices(graph, source.threads, source.target, tuning) if tuning else None
+    program = Program(graph, source.threads, source.target, choose=choices)
     times["code generation"] = time.perf_counter() - start
     start = time.perf_counter()
     code = jit.compile_objects(program.module)
@@ -229,5 +222,5 @@ def explain(
         sum(map(len, code)),
         extents,
         program,
-        preparing=tuple(preparing_kernels(program)),
+        tuning=choices.report() if choices else "",
     )

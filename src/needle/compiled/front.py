@@ -15,8 +15,7 @@ from needle.arrays import to_array
 from needle.compiled.branches import Answers, Branched
 from needle.compiled.check import Checked
 from needle.compiled.dim import Dims, as_dims, generalise
-from needle.compiled.executable import Executable, build, generates_code
-from needle.compiled.preparation import fixed_inputs
+from needle.compiled.executable import Executable, as_tuning, build, generates_code
 from needle.compiled.signature import (
     TENSOR,
     is_hashable,
@@ -67,6 +66,7 @@ class Compiled(Generic[P, R]):
         memory_budget: int | None = None,
         branches: str | None = None,
         path_budget: int = 16,
+        tune: bool | float = False,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -85,6 +85,7 @@ class Compiled(Generic[P, R]):
         self.memory_budget = memory_budget
         self.branches = branches
         self.path_budget = path_budget
+        self.tuning = as_tuning(tune, backend, is_frugal=memory_budget is not None)
         self._check_branches()
         self._varying = self._make_varying() if any(any(d) for d in self.dims.values()) else None
         self._table: dict[Any, list[Specialization | Branched]] = {}
@@ -286,10 +287,10 @@ class Compiled(Generic[P, R]):
 
         return fit(traced, self.memory_budget)
 
-    def _build(self, graph: Graph, fixed: tuple[int, ...] = ()) -> Executable:
+    def _build(self, graph: Graph) -> Executable:
         if self.check:
-            return Checked(graph, lambda g: build(g, self.backend))
-        return build(graph, self.backend, fixed)
+            return Checked(graph, lambda g: build(g, self.backend, self.tuning))
+        return build(graph, self.backend, self.tuning)
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | Branched | None:
         for candidate in reversed(self._table.get(key, ())):
@@ -361,18 +362,21 @@ class Compiled(Generic[P, R]):
             >>> len(report.groups), report.groups[0].ops, report.bytes_moved
             (1, ('exp', 'multiply'), 8000)
         """
-        extents = self._preview(args, kwargs)[1]
+        found, extents = self._preview(args, kwargs)
         if self.branches is not None:
             from needle.compiled.branches.report import explain_path, guards_with
 
             known, path = self._preview_path(args, kwargs)
-            return explain_path(path, guards_with(known, path), extents)
+            return explain_path(path, guards_with(known, path), extents, self.tuning)
         from needle.compiled.explain import explain
 
         start = time.perf_counter()
         traced = self.trace(*args, **kwargs)
         seconds = time.perf_counter() - start
-        return explain(traced.graph, traced.arguments, seconds, extents, fixed_inputs(traced))
+        tuning = None if found is not None else self.tuning
+        if found is not None and self.tuning is not None:
+            extents += "; its tiles are the model's, since only known extents can be measured"
+        return explain(traced.graph, traced.arguments, seconds, extents, tuning)
 
     def guards(self) -> str:
         """Return the paths of a function that is compiled with ``branches="specialise"``, as text.
@@ -434,10 +438,10 @@ class Compiled(Generic[P, R]):
         if self.branches is not None:
             from needle.compiled.branches.report import memory_of_path
 
-            return memory_of_path(self._preview_path(args, kwargs)[1], extents)
+            return memory_of_path(self._preview_path(args, kwargs)[1], extents, self.tuning)
         if found is None:
             traced = self.trace(*args, **kwargs)
-            memory = plan_memory(traced.graph, traced.arguments, fixed_inputs(traced))
+            memory = plan_memory(traced.graph, traced.arguments, self.tuning)
             return replace(memory, extents=extents)
         executable: Any = found.executable
         memory = memory_at(executable.program, executable.rows, found.traced.arguments)
@@ -490,6 +494,7 @@ def compile(
     memory_budget: int | None = ...,
     branches: str | None = ...,
     path_budget: int = ...,
+    tune: bool | float = ...,
 ) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 
 
@@ -506,6 +511,7 @@ def compile(
     memory_budget: int | None = ...,
     branches: str | None = ...,
     path_budget: int = ...,
+    tune: bool | float = ...,
 ) -> Compiled[P, R]: ...
 
 
@@ -541,12 +547,19 @@ def compile(function: Any = None, /, **options: Any) -> Any:
             it is an error to ask.
         path_budget: how many paths there may be for a signature.
         backend: what runs the program; ``"interpret"`` runs it op by op, for comparison.
+        tune: whether tiles, blocks and tasks of matrix products and convolutions are searched by
+            running them, instead of being chosen by a model: when a program is compiled, for two
+            minutes at most, or for so many seconds. What has been found is kept in the compiler's
+            cache, for all functions that are compiled so. No bit of a result depends on it. What
+            cannot be measured is left to the model (kernels for extents that vary, see ``dims``);
+            `Compiled.explain` says what was searched.
 
     Returns:
         A `Compiled`; its `function` is the one given.
 
     Raises:
-        ArgumentTypeError: it cannot be called.
+        ArgumentTypeError: it cannot be called, or an option has a value of another kind.
+        ArgumentError: options contradict each other, or are out of range.
 
     Example:
         >>> w = ndl.Tensor([1.0, 2.0])
@@ -562,6 +575,13 @@ def compile(function: Any = None, /, **options: Any) -> Any:
         (Tensor(3.), Tensor(2.8))
         >>> w
         Tensor([0.8, 1.8], requires_grad=True)
+        >>> @ndl.compile(tune=5.0)
+        ... def layer(x, w):
+        ...     return ndl.relu(x @ w)
+        >>> layer(ndl.ones((8, 32)), ndl.ones((32, 16))).shape
+        (8, 16)
+        >>> print(layer.explain(ndl.ones((8, 32)), ndl.ones((32, 16))).tuning)
+        1 of 1 kinds of products and convolutions searched...
     """
     if function is None:
         return lambda f: Compiled(f, **options)

@@ -12,8 +12,8 @@ import numpy as np
 
 from needle.data.cifar10 import BINARY_FOLDER, CLASSES, FILE_IMAGES, IMAGE_BYTES
 from needle.data.download import atomic_write
-from needle.data.progress import progress_bar
 from needle.errors import DataError, DataNotFoundError, MissingExtraError
+from needle.progress import progress_bar
 
 # No JPEG of 32×32 pixels comes near this; a forged one is not expanded beyond.
 _MOST_JPEG_BYTES = 1 << 20

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from needle.data.progress import progress_bar
 from needle.errors import ArgumentError, DownloadError
+from needle.progress import progress_bar
 
 _CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 30

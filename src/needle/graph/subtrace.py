@@ -26,7 +26,6 @@ from needle.graph.tracing import Capture, Trace
 from needle.ops.engine import as_tensor
 from needle.shapes import Spec
 from needle.tensor import Tensor, wrap
-from needle.writes import put_back
 
 
 class SubTrace(Trace):
@@ -107,7 +106,7 @@ class SubTrace(Trace):
         now = [(t, list(t._version or ())) for t, _ in self._versions]
         for tensor, version in self._versions:
             assert tensor._version is not None
-            put_back(tensor._version, version)
+            tensor._version[:] = version
         self._versions = now
         return self
 
@@ -118,7 +117,7 @@ class SubTrace(Trace):
         super().__exit__(kind, *rest)
         for tensor, version in self._versions:
             assert tensor._version is not None
-            put_back(tensor._version, version)
+            tensor._version[:] = version
         self._versions = now
         self.is_closed = True
 

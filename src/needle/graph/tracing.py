@@ -34,7 +34,6 @@ from needle.ops.record import Op
 from needle.ops.samples import Array
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise, wrap
-from needle.writes import put_back
 
 if TYPE_CHECKING:
     from needle.gradnode import SavedValueHook
@@ -511,7 +510,7 @@ class Trace:
             for name, value in slots.items():
                 setattr(tensor, name, value)
             if version is not None and tensor._version is not None:
-                put_back(tensor._version, version)
+                tensor._version[:] = version
         self._touched.clear()
 
     def close_parts(self) -> None:

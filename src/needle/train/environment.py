@@ -8,6 +8,7 @@ from pathlib import Path
 
 from needle.backends.cpu.linux import (
     available_cores as available_cores,
+    cpu_name as cpu_name,
     cpu_quota as cpu_quota,
 )
 
@@ -27,18 +28,6 @@ def memory_limit(root: Path = _CGROUP) -> int | None:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_features() -> list[str]:

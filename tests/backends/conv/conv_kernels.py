@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.backends.cpu.conv.kernel import ConvKernel, emit_conv
+from needle.backends.cpu.conv.kernel import ConvKernel, ConvPlan, emit_conv
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.jit import load
 from needle.backends.cpu.module import Module
@@ -89,9 +89,11 @@ def expected(spec: ConvSpec, first: Array, second: Array) -> Array:
 class Compiled:
     """A kernel that is loaded."""
 
-    def __init__(self, spec: ConvSpec, threads: int, target: Target) -> None:
+    def __init__(
+        self, spec: ConvSpec, threads: int, target: Target, plan: ConvPlan | None = None
+    ) -> None:
         module = Module(target)
-        self.kernel: ConvKernel = emit_conv(module, spec, threads, internal=False)
+        self.kernel: ConvKernel = emit_conv(module, spec, threads, internal=False, plan=plan)
         library = load(module, target)
         kinds = [*[ctypes.c_void_p] * 5, ctypes.c_int64]
         self.function = library.function(self.kernel.name, *kinds)

@@ -178,3 +178,15 @@ def test_a_contradiction_is_refused() -> None:
         ConvSpec("forward", 1, 4, 4, 4, 6, (1, 1), groups=3)
     with pytest.raises(ValueError, match="float32 and float64"):
         ConvSpec("forward", 1, 4, 4, 4, 6, (1, 1), dtype=dtypes.float16)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (2, 1)])
+def test_sums_over_images_whose_rows_go_on_at_one_distance(
+    compiled: Callable[..., Compiled], kernel: tuple[int, int]
+) -> None:
+    """A step from the last row that is read to the next image is one from row to row, and not all
+    blocks have as many images: only some of the rows were summed."""
+    spec = ConvSpec("weight_grad", 19, 8, 8, 4, 5, kernel, (2, 2))
+    first, second = operands(spec)
+    want = expected(spec, first, second)
+    np.testing.assert_array_equal(compiled(spec)(first, second), want, strict=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from needle.backends.cpu.gemm import GemmKernel, GemmSpec, emit_gemm
+from needle.backends.cpu.gemm import GemmKernel, GemmSpec, Plan, emit_gemm
 from needle.backends.cpu.jit import Library, load
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.target import AVX2, SSE2, Target, host
@@ -109,9 +109,11 @@ class Compiled:
 
 @pytest.fixture
 def compile_product(target: Target) -> Callable[..., Compiled]:
-    def compiled(spec: GemmSpec, threads: int = 1, target: Target = target) -> Compiled:
+    def compiled(
+        spec: GemmSpec, threads: int = 1, target: Target = target, plan: Plan | None = None
+    ) -> Compiled:
         module = Module(target)
-        kernel = emit_gemm(module, spec, threads=threads, internal=False)
+        kernel = emit_gemm(module, spec, threads=threads, internal=False, plan=plan)
         return Compiled(kernel, load(module, target))
 
     return compiled

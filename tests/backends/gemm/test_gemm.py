@@ -71,6 +71,7 @@ def spec_of(a: Array, b: Array, c: Array, **rest: Any) -> GemmSpec:
 SMALL_BLOCKS = {
     "PACKED_FROM_ROWS": 0,
     "LARGE": 0,
+    "PACKED_FROM": 0,
     "K_WHOLE": 16,
     "K_BLOCK": 16,
     "PACKED_BYTES": 2 * 16 * 64 * 4,

@@ -84,6 +84,7 @@ def test_products_of_integers_are_exact(
     limits = {
         "PACKED_FROM_ROWS": draw(st.sampled_from([0, 1000])),
         "LARGE": draw(st.sampled_from([0, 1 << 20])),
+        "PACKED_FROM": draw(st.sampled_from([0, 1 << 20])),
         "SMALL_BLOCKS": draw(st.sampled_from([(50, 16, 32), (64, 64, 128)])),
         "K_WHOLE": draw(st.sampled_from([16, 64, 1000])),
         "PACKED_BYTES": draw(st.sampled_from([1 << 12, 1 << 20])),

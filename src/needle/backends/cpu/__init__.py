@@ -11,33 +11,34 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from needle.backends.cpu.executable import Executable
+    from needle.backends.cpu.tuning import Tuning
     from needle.backends.cpu.varying import VaryingProgram
     from needle.graph.ir import Graph
 
 
-def build(graph: Graph, threads: int = 1, fixed: tuple[int, ...] = ()) -> Executable:
+def build(graph: Graph, threads: int = 1, tuning: Tuning | None = None) -> Executable:
     """Return ``graph`` as native code.
 
     Args:
         graph: what was traced.
         threads: how many threads share the work of large kernels. No bit of a result depends on it.
-        fixed: indices of the inputs that stay what they are for many calls.
+        tuning: how plans of kernels are searched; None leaves them to the model.
     """
     from needle.backends.cpu.executable import build as build_executable
 
-    return build_executable(graph, threads, fixed=fixed)
+    return build_executable(graph, threads, tuning=tuning)
 
 
-def build_varying(graph: Graph, threads: int = 1, fixed: tuple[int, ...] = ()) -> VaryingProgram:
+def build_varying(graph: Graph, threads: int = 1) -> VaryingProgram:
     """Return ``graph``, with an `Extent` in its shapes, as native code for any value of it.
 
     Args:
         graph: what was traced.
-        threads, fixed: as for `build`.
+        threads: as for `build`.
 
     Raises:
         VariesError: the graph cannot be compiled that way; the message says what is in the way.
     """
     from needle.backends.cpu.varying import build_varying as build_program
 
-    return build_program(graph, threads, fixed)
+    return build_program(graph, threads)

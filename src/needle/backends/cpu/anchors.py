@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from needle.backends.cpu.attending import plan_attention
 from needle.backends.cpu.control import Surroundings, plan_control
@@ -21,6 +21,9 @@ from needle.graph.ir import Value
 from needle.ops.convolution_form import Convolution
 from needle.ops.ordered import Scan, Scatter, Sort
 from needle.ops.record import Kind
+
+if TYPE_CHECKING:
+    from needle.backends.cpu.tuning.candidates import Choose
 
 
 class AnchorPlan(Protocol):
@@ -44,6 +47,7 @@ def plan_anchor(
     target: Target,
     threads: int,
     surroundings: Surroundings,
+    choose: Choose | None = None,
 ) -> AnchorPlan:
     """Return the plan of a group that has an anchor.
 
@@ -53,6 +57,7 @@ def plan_anchor(
         target: the processor.
         threads: into about how many tasks large kernels are split.
         surroundings: the program, for kernels that have programs inside.
+        choose: chooses among plans of products and convolutions; by default a model does.
 
     Raises:
         CompileError: the compiler cannot build the op.
@@ -63,9 +68,9 @@ def plan_anchor(
     if isinstance(lower, Convolution):
         if any(rows_in(n) for v in (*node.inputs, *node.results) for n in v.shape):
             raise VariesError(f"{node.op.name} at {node.location} takes a known number of images")
-        return plan_convolution(group, lower, is_stored, target, threads)
+        return plan_convolution(group, lower, is_stored, target, threads, choose)
     if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
-        return plan_product(group, is_stored, target, threads)
+        return plan_product(group, is_stored, target, threads, choose)
     if isinstance(lower, Scan):
         return plan_scan(group, lower, target, threads)
     if isinstance(lower, Scatter):

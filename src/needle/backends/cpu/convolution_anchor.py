@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from needle.backends.cpu.conv import ConvSpec, Epilogue, Place, emit_conv, plan_conv
+from needle.backends.cpu.conv import ConvPlan, ConvSpec, Epilogue, Place, emit_conv, plan_conv
 from needle.backends.cpu.conv.pair_products import convert_sums
 from needle.backends.cpu.emit import Position
 from needle.backends.cpu.epilogue import axes_of, fuse
@@ -21,23 +21,28 @@ from needle.dtypes import DType
 from needle.graph.ir import Node, Value
 from needle.ops.convolution_form import Convolution
 
+if TYPE_CHECKING:
+    from needle.backends.cpu.tuning.candidates import Choose
+
 
 @dataclass
 class ConvolutionPlan:
     """A convolution, or one of its gradients, as a kernel of a program; see `AnchorPlan`."""
 
     group: Group
-    spec: ConvSpec
+    plan: ConvPlan
     operands: tuple[View, View]
     threads: int
-    tasks: int = 1
-    workspace: int = 0
+    tasks: int
+    workspace: int
 
     def emit(self, kernel: KernelFunction, workspace: str) -> None:
         """Emit the kernel: a call of the convolution's function with the epilogue fused in."""
         f = kernel.f
-        spec = replace(self.spec, epilogue=_epilogue(kernel, self.group, self.spec.in_pairs))
-        convolution = emit_conv(f.module, spec, self.threads, name=f"{f.name}_convolution")
+        spec = self.plan.spec
+        spec = replace(spec, epilogue=_epilogue(kernel, self.group, spec.in_pairs))
+        name = f"{f.name}_convolution"
+        convolution = emit_conv(f.module, spec, self.threads, name=name, plan=self.plan)
         first, second = (
             f.pointer(kernel.pointer_of(v.base), v.offset, v.base.dtype) for v in self.operands
         )
@@ -51,6 +56,7 @@ def plan_convolution(
     is_stored: Callable[[Value], bool],
     target: Target,
     threads: int,
+    choose: Choose | None = None,
 ) -> ConvolutionPlan:
     """Return the plan of a convolution or of one of its gradients."""
     node = group.anchor
@@ -62,8 +68,10 @@ def plan_convolution(
     first, second = views
     assert first is not None
     assert second is not None
-    plan = plan_conv(spec, target, threads)
-    return ConvolutionPlan(group, spec, (first, second), threads, plan.tasks, plan.workspace)
+    chosen = choose(spec) if choose else None
+    assert chosen is None or isinstance(chosen, ConvPlan)
+    plan = chosen or plan_conv(spec, target, threads)
+    return ConvolutionPlan(group, plan, (first, second), threads, plan.tasks, plan.workspace)
 
 
 def _spec(node: Node, lower: Convolution) -> ConvSpec:

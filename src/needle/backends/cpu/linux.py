@@ -39,6 +39,19 @@ def allowed_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+@functools.cache
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
 def cpu_quota(root: Path = _CGROUP, own: Path = _SELF) -> float | None:
     """Return the cores that the control groups grant, or None where they set no limit.
 

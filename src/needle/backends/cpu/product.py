@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from needle import dtypes
 from needle.backends.cpu.emit import Position
@@ -19,6 +20,7 @@ from needle.backends.cpu.gemm import (
     GemmSpec,
     Matrix,
     Place,
+    Plan,
     can_be_given_packed,
     describe,
     emit_gemm,
@@ -40,6 +42,9 @@ from needle.compiler.rows import VariesError, rows_in
 from needle.dtypes import DType
 from needle.graph.ir import Value
 
+if TYPE_CHECKING:
+    from needle.backends.cpu.tuning.candidates import Choose
+
 
 @dataclass
 class ProductPlan:
@@ -48,6 +53,7 @@ class ProductPlan:
     Attributes:
         group: the kernel's group.
         spec: the product.
+        plan: how it is computed.
         a, b: where its operands lie.
         target: the processor.
         threads: into about how many tasks it is split.
@@ -57,6 +63,7 @@ class ProductPlan:
 
     group: Group
     spec: GemmSpec
+    plan: Plan
     a: View
     b: View
     target: Target
@@ -82,7 +89,8 @@ class ProductPlan:
         is_paired = uses_pairs(self.spec, f.target)
         epilogue = _epilogue(kernel, self.group, is_paired, self.is_stacked)
         spec = replace(self.spec, epilogue=epilogue)
-        product = emit_gemm(f.module, spec, threads=self.threads, name=f"{f.name}_product")
+        name = f"{f.name}_product"
+        product = emit_gemm(f.module, spec, threads=self.threads, name=name, plan=self.plan)
         a, b = (
             f.pointer(kernel.pointer_of(v.base), kernel.extent(v.offset), v.base.dtype)
             for v in (self.a, self.b)
@@ -96,7 +104,11 @@ class ProductPlan:
 
 
 def plan_product(
-    group: Group, is_stored: Callable[[Value], bool], target: Target, threads: int
+    group: Group,
+    is_stored: Callable[[Value], bool],
+    target: Target,
+    threads: int,
+    choose: Choose | None = None,
 ) -> ProductPlan:
     """Return the plan of a matrix product."""
     node = group.anchor
@@ -122,11 +134,15 @@ def plan_product(
     spec, varying = _opened(spec)
     if varying and uses_pairs(spec, target):
         raise VariesError("an extent of a product of pairs of bfloat16 varies")
-    kernel = describe(spec, target, threads=threads)
+    chosen = choose(spec) if choose else None
+    assert chosen is None or isinstance(chosen, Plan)
+    kernel = describe(spec, target, threads=threads, plan=chosen)
     rows = kernel.plan.most_rows if spec.m is None else spec.m
     workspace = kernel.plan.workspace_bytes(spec, kernel.lanes, rows, spec.n or 0)
     tasks = BY_ROWS if varying else kernel.tasks
-    return ProductPlan(group, spec, a, b, target, threads, is_stacked, tasks, workspace, varying)
+    return ProductPlan(
+        group, spec, kernel.plan, a, b, target, threads, is_stacked, tasks, workspace, varying
+    )
 
 
 def give_packed(plans: Iterable[tuple[Group, object]], fixed: Value) -> GemmKernel | None:
@@ -151,7 +167,7 @@ def give_packed(plans: Iterable[tuple[Group, object]], fixed: Value) -> GemmKern
             return None
         found.append((plan, kernel))
     for plan, kernel in found:
-        plan.spec = kernel.spec
+        plan.spec, plan.plan = kernel.spec, kernel.plan
         plan.tasks, plan.workspace = kernel.tasks, kernel.workspace
     return found[0][1] if found else None
 

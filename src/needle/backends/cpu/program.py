@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from needle import dtypes
 from needle.backends.cpu.anchors import AnchorPlan, plan_anchor
 from needle.backends.cpu.control import Surroundings
 from needle.backends.cpu.fault import Fault
+from needle.backends.cpu.gemm import GemmKernel
 from needle.backends.cpu.kernel import KernelFunction, Location
-from needle.backends.cpu.layout import lay_out, may_overwrite
+from needle.backends.cpu.layout import Layout, lay_out, may_overwrite
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.operands import Index, Operand
-from needle.backends.cpu.preparing import find_preparing
 from needle.backends.cpu.product import give_packed
 from needle.backends.cpu.stamps import stamper
 from needle.backends.cpu.status import ROWS_WORD, TASKS_WORD
@@ -32,11 +32,12 @@ from needle.compiler.schedule import Schedule, Step
 from needle.graph.ir import Graph, Value
 from needle.ops.record import Kind
 
+if TYPE_CHECKING:
+    from needle.backends.cpu.tuning.candidates import Choose
+
 #: Elements times stored values, and elements times ops, below which a kernel is not worth a second
 #: thread.
 SMALL, FEW_OPS = 30_000, 90_000
-#: The function that computes what a program takes prepared.
-PREPARE = "prepare"
 
 
 class KernelCall(NamedTuple):
@@ -67,16 +68,15 @@ class Program:
         mark: what stands for the rows of a call in the graph; 0 if nothing does.
         within: the program of the graph that this one is inside of, whose module it shares.
         fixed: inputs that stay what they are for many calls.
+        choose: chooses among plans of products and convolutions; by default a model does, or what
+            chooses for the program that this one is inside of.
+        is_final: whether the code may be kept for later processes.
 
     Attributes:
         packed: of the inputs of ``fixed`` those that are to be given packed, and a product of which
-            they are the second factor; only of a program within another.
+            they are the second factor.
         name: of the function that runs it.
-        preparing: what is computed of the inputs of ``fixed`` ahead, for many calls; its kernels
-            are none of those that follow.
-        groups: what each kernel computes, in the order in which they run.
-        kernels: its kernels.
-        early_kernels: those that prepare.
+        kernels: its kernels, in the order in which they run.
     """
 
     def __init__(
@@ -90,6 +90,8 @@ class Program:
         mark: int = 0,
         within: Program | None = None,
         fixed: Sequence[Value] = (),
+        choose: Choose | None = None,
+        is_final: bool = True,
     ) -> None:
         if within is None:
             graph = prepare_inner(graph)
@@ -97,19 +99,18 @@ class Program:
             self.faults: list[Fault] = []
         else:
             self.module, self.faults = within.module, within.faults
+            choose = within.choose
         self.graph = graph
         self.threads = threads
         self.mark = mark
+        self.choose: Choose | None = choose
+        self.is_final = is_final
         self.name = "entry" if within is None else self.module.unique(f"inner_{graph.name}")
         fusion = Fusion(graph)
         groups = fusion.run()
         #: Whether a value lies in memory or is shared in a kernel; others are computed where used.
         self.is_stored = fusion.stored.__contains__
-        ordered, in_place = order_groups(graph, groups, fusion)
-        is_inner = within is not None
-        self.preparing = find_preparing(graph, ordered, () if is_inner else fixed)
-        early = self.preparing.groups
-        self.groups = [g for g in ordered if g not in early]
+        self.groups, in_place = order_groups(graph, groups, fusion)
         read = {v for g in groups for p in g.pieces for v, _ in p.reads} | set(graph.outputs)
         surroundings = Surroundings(
             lambda inner, fixed: Program(
@@ -119,32 +120,35 @@ class Program:
             read.__contains__,
         )
         self._plans = {
-            g: plan_anchor(g, fusion.stored.__contains__, self.module.target, threads, surroundings)
-            for g in ordered
+            g: plan_anchor(
+                g,
+                fusion.stored.__contains__,
+                self.module.target,
+                threads,
+                surroundings,
+                choose,
+            )
+            for g in self.groups
             if g.anchor is not None
         }
-        plans = [(g, self._plans.get(g)) for g in ordered]
-        self.packed = {v: p for v in fixed if is_inner and (p := give_packed(plans, v)) is not None}
+        plans = [(g, self._plans.get(g)) for g in self.groups]
+        self.packed: dict[Value, GemmKernel] = {
+            v: p for v in fixed if (p := give_packed(plans, v)) is not None
+        }
         workspaces = {
             g: (threads if plan.tasks == BY_ROWS else plan.tasks) * plan.workspace
             for g, plan in self._plans.items()
         }
-        self.layout = lay_out(
-            graph, [*early, *self.groups], in_place, workspaces, self.preparing.values
-        )
+        self.layout: Layout = lay_out(graph, self.groups, in_place, workspaces)
         self.kernels: list[KernelCall] = []
-        self.early_kernels: list[KernelCall] = []
         if not is_planned:
-            self.kernels += [self._kernel(g, f"k{i}") for i, g in enumerate(self.groups)]
-            self._entry(self.name, self.groups, self.kernels, is_stamped, is_inner)
-            if early:
-                self.early_kernels += [self._kernel(g, f"w{i}") for i, g in enumerate(early)]
-                self._entry(PREPARE, early, self.early_kernels)
+            self.kernels += [self._kernel(g, i) for i, g in enumerate(self.groups)]
+            self._entry(is_stamped, is_inner=within is not None)
 
-    def _kernel(self, group: Group, number: str) -> KernelCall:
+    def _kernel(self, group: Group, number: int) -> KernelCall:
         tasks = self._tasks(group)
         stem = group.pieces[0].value.node.op.name if group.pieces[0].value.node else "copy"
-        name = self.module.unique(f"{number}_{stem}")
+        name = self.module.unique(f"k{number}_{stem}")
         kernel = KernelFunction.make(
             self.module,
             name,
@@ -193,43 +197,32 @@ class Program:
             rest += value.node.inputs
         return count
 
-    def _entry(
-        self,
-        name: str,
-        groups: Sequence[Group],
-        kernels: Sequence[KernelCall],
-        is_stamped: bool = False,
-        is_inner: bool = False,
-    ) -> None:
-        """Emit the function that runs some of the kernels."""
+    def _entry(self, is_stamped: bool, is_inner: bool) -> None:
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
-        f = Function(self.module, name, {"args": "ptr"}, internal=is_inner)
+        f = Function(self.module, self.name, {"args": "ptr"}, internal=is_inner)
         stamp = stamper(f, self.layout.slots) if is_stamped else None
         # One table for all kernels, in turn.
-        longest = max((len(kernel.addresses) for kernel in kernels), default=0)
+        longest = max((len(kernel.addresses) for kernel in self.kernels), default=0)
         table = f.at_entry(f"alloca [{longest} x ptr], align 64")
         status = rows = ""
         if self.mark:
             status = _address(f, Location(self.layout.status_slot), "")
             rows = f.load(status, ROWS_WORD, dtypes.int64).text
-        for group, (_, function, tasks, addresses) in zip(groups, kernels, strict=True):
+        for group, (_, name, tasks, addresses) in zip(self.groups, self.kernels, strict=True):
             if stamp is not None:
                 stamp()
             for i, location in enumerate(addresses):
                 place = f.value(f"getelementptr ptr, ptr {table}, i64 {i}")
                 f.emit(f"store ptr {_address(f, location, rows)}, ptr {place}")
             if tasks == BY_ROWS:
-                self._by_rows(f, status, f"@{function}, ptr {table}", rows, self._row_work(group))
+                self._by_rows(f, status, f"@{name}, ptr {table}", rows, self._row_work(group))
             elif tasks == 1:
-                f.emit(f"call void @{function}(ptr {table}, i64 0)")
+                f.emit(f"call void @{name}(ptr {table}, i64 0)")
             else:
-                f.emit(f"call void @needle_parallel(ptr @{function}, ptr {table}, i64 {tasks})")
+                f.emit(f"call void @needle_parallel(ptr @{name}, ptr {table}, i64 {tasks})")
         if stamp is not None:
             stamp()
-        if is_inner:
-            self.name = f.end()
-        else:
-            f.end()
+        self.name = f.end()
 
     def _row_work(self, group: Group) -> int:
         """Return the work of a kernel for each row; see `SMALL`."""

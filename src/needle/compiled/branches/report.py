@@ -13,6 +13,7 @@ from needle.graph.text import constant_text
 from needle.ops.record import Kind
 
 if TYPE_CHECKING:
+    from needle.backends.cpu.tuning import Tuning
     from needle.compiled.explain import Explanation
     from needle.compiled.memory_plan import Memory
 
@@ -107,7 +108,9 @@ def _programs(preview: Branched) -> Iterator[tuple[Path, Point, Sequence[Value]]
         held += [point.made[key] for key in point.hands]
 
 
-def explain_path(preview: Branched, guards: str, extents: str) -> Explanation:
+def explain_path(
+    preview: Branched, guards: str, extents: str, tuning: Tuning | None
+) -> Explanation:
     """Return what the compiler makes of a path: of its last program, and of those ahead of it."""
     from needle.compiled.explain import explain
 
@@ -116,19 +119,20 @@ def explain_path(preview: Branched, guards: str, extents: str) -> Explanation:
     for _, point, _ in _programs(preview):
         assert point.program is not None
         seconds = 0.0 if found else path.specialization.seconds
-        found.append(explain(point.program.graph, path.traced.arguments, seconds))
+        graph = point.program.graph
+        found.append(explain(graph, path.traced.arguments, seconds, tuning=tuning))
     *ahead, last = found
     return replace(last, extents=extents, ahead=tuple(ahead), guards=guards)
 
 
-def memory_of_path(preview: Branched, extents: str) -> Memory:
+def memory_of_path(preview: Branched, extents: str, tuning: Tuning | None) -> Memory:
     """Return the planned memory of a path: that of its program which takes most."""
     from needle.compiled.memory_plan import plan_memory
 
     plans: list[Memory] = []
     for path, point, held in _programs(preview):
         assert point.program is not None
-        memory = plan_memory(point.program.graph, path.traced.arguments)
+        memory = plan_memory(point.program.graph, path.traced.arguments, tuning)
         taken = sum(v.nbytes for v in point.takes.values())
         kept = sum(v.nbytes for v in held)
         plans.append(replace(memory, state=memory.state - taken, kept=kept, extents=extents))

@@ -288,10 +288,10 @@ class DenseSums:
         if not plan.skips:
             of_images = plan.blocks.images > 1 or not spec.images
             turns = self._images() if of_images else count
-            if len(tile.levels) == 1 and tile.levels[0].turns is None:
-                # The loops are one, over pixels that follow each other.
-                turns = f.mul_index(turns, rows * columns if of_images else columns)
-            return {"turns0": turns}, 0
+            # The first loop may be two or three, over rows or pixels that are equally far apart.
+            pixels = rows * columns if of_images else columns
+            inner = math.prod(level.turns for level in tile.levels if level.turns is not None)
+            return {"turns0": f.mul_index(turns, pixels // max(inner, 1))}, 0
         assert self.is_finite is not None
         stride, offset, height = plan.down.stride, plan.down.low, spec.height
         dilation = spec.dilation[0]

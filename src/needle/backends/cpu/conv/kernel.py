@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from needle.backends.cpu.conv.channel_sums import (
     ChannelSums,
@@ -41,6 +42,18 @@ ARGUMENTS = {
 }
 
 
+#: The decisions of one way to compute a convolution.
+Detail: TypeAlias = (
+    DensePlan
+    | ChannelPlan
+    | DenseSumsPlan
+    | ChannelSumsPlan
+    | PairConvPlan
+    | PairSumsPlan
+    | WinogradSumsPlan
+)
+
+
 @dataclass(frozen=True)
 class ConvPlan:
     """How a convolution is computed.
@@ -53,16 +66,7 @@ class ConvPlan:
     """
 
     spec: ConvSpec
-    detail: (
-        DensePlan
-        | ChannelPlan
-        | DenseSumsPlan
-        | ChannelSumsPlan
-        | PairConvPlan
-        | PairSumsPlan
-        | WinogradSumsPlan
-        | None
-    )
+    detail: Detail | None
     tasks: int
     workspace: int
 
@@ -121,28 +125,35 @@ def plan_conv(spec: ConvSpec, target: Target, threads: int = 1) -> ConvPlan:
     """Return how a convolution is to be computed, with about ``threads`` tasks where it pays."""
     if 0 in spec.result:
         return ConvPlan(spec, None, 1, 0)
-    if spec.in_pairs and spec.form == "weight_grad":
-        paired = plan_pair_sums(spec, threads)
-        return ConvPlan(spec, paired, paired.tasks, paired.workspace)
+    return with_detail(spec, _choose(spec, target, threads), target)
+
+
+def _choose(spec: ConvSpec, target: Target, threads: int) -> Detail:
+    is_sum = spec.form == "weight_grad"
     if spec.in_pairs:
-        pairs = plan_pairs(spec, threads)
-        return ConvPlan(spec, pairs, pairs.tasks, pairs.workspace)
-    lanes = target.lanes(spec.dtype)
-    size = spec.dtype.itemsize
-    if spec.by_winograd and spec.form == "weight_grad":
-        tiles = plan_winograd_sums(spec, target, threads)
-        return ConvPlan(spec, tiles, tiles.tasks, tiles.workspace(spec, lanes) * size)
-    if is_by_channel(spec, target) and spec.form == "weight_grad":
-        sums = plan_channel_sums(spec, target, threads)
-        return ConvPlan(spec, sums, sums.tasks, sums.workspace(spec, lanes) * size)
-    if spec.form == "weight_grad":
-        weights = plan_dense_sums(spec, target, threads)
-        return ConvPlan(spec, weights, weights.tasks, weights.workspace(spec, lanes))
+        return plan_pair_sums(spec, threads) if is_sum else plan_pairs(spec, threads)
+    if spec.by_winograd and is_sum:
+        return plan_winograd_sums(spec, target, threads)
     if is_by_channel(spec, target):
-        channels = plan_channels(spec, target, threads)
-        return ConvPlan(spec, channels, channels.tasks, channels.workspace(lanes) * size)
-    detail = plan_dense(spec, target, threads)
-    return ConvPlan(spec, detail, detail.tasks, detail.workspace(lanes, size))
+        plan = plan_channel_sums if is_sum else plan_channels
+        return plan(spec, target, threads)
+    return plan_dense_sums(spec, target, threads) if is_sum else plan_dense(spec, target, threads)
+
+
+def with_detail(spec: ConvSpec, detail: Detail, target: Target) -> ConvPlan:
+    """Return the plan of a convolution of which the decisions are taken."""
+    lanes, size = target.lanes(spec.dtype), spec.dtype.itemsize
+    if isinstance(detail, PairConvPlan | PairSumsPlan):
+        workspace = detail.workspace
+    elif isinstance(detail, ChannelSumsPlan | WinogradSumsPlan):
+        workspace = detail.workspace(spec, lanes) * size
+    elif isinstance(detail, ChannelPlan):
+        workspace = detail.workspace(lanes) * size
+    elif isinstance(detail, DenseSumsPlan):
+        workspace = detail.workspace(spec, lanes)
+    else:
+        workspace = detail.workspace(lanes, size)
+    return ConvPlan(spec, detail, detail.tasks, workspace)
 
 
 def emit_conv(
@@ -152,6 +163,7 @@ def emit_conv(
     name: str = "convolution",
     *,
     internal: bool = True,
+    plan: ConvPlan | None = None,
 ) -> ConvKernel:
     """Add a function that computes a convolution to a module.
 
@@ -161,11 +173,12 @@ def emit_conv(
         threads: into about how many tasks to split the work, where it pays.
         name: a name for people; made unique.
         internal: whether only the module calls it.
+        plan: how to compute it; the model's choice by default.
 
     Returns:
         The kernel: its function's name, tasks and workspace.
     """
-    plan = plan_conv(spec, module.target, threads)
+    plan = plan_conv(spec, module.target, threads) if plan is None else replace(plan, spec=spec)
     f = MathFunction(module, module.unique(name), ARGUMENTS, internal=internal)
     if isinstance(plan.detail, DenseSumsPlan):
         DenseSums(f, spec, plan.detail).emit()

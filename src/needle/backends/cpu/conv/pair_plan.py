@@ -143,6 +143,11 @@ class PairConvPlan(Blocking):
 
 def plan_pairs(spec: ConvSpec, threads: int) -> PairConvPlan:
     """Return the plan of a convolution of pairs: of some, that which should take least time."""
+    return rank_pairs(spec, threads)[0]
+
+
+def rank_pairs(spec: ConvSpec, threads: int) -> list[PairConvPlan]:
+    """Return plans of a convolution of pairs, those first which should take least time."""
     work = correlations(spec)
     order = PairOrder(spec.kernel, spec.depth)
     strips = -(-work.outs // SIDE)
@@ -157,7 +162,7 @@ def plan_pairs(spec: ConvSpec, threads: int) -> PairConvPlan:
         for grid in _grids(parallel, plan.parts)
         if (candidate := _divided(replace(plan, is_line=is_line, grid=grid))) is not None
     ]
-    return min(found, key=_cycles)
+    return sorted(found, key=_cycles)
 
 
 def _has_lines(spec: ConvSpec, order: PairOrder) -> bool:

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from needle.backends.cpu.conv.blocking import Blocking
 from needle.backends.cpu.conv.phase import Correlations, Line, Phase, correlations
 from needle.backends.cpu.conv.spec import ConvSpec
-from needle.backends.cpu.gemm.plan import PARALLEL_FROM, split
+from needle.backends.cpu.gemm.plan import PARALLEL_FROM, best_of_each, split
 from needle.backends.cpu.target import Target
 
 #: Bytes of images that are copied, and used, together: they stay in the L2 cache beside weights.
@@ -112,7 +113,30 @@ class DensePlan(Blocking):
         return (self.packed_elements(lanes) + copied + -copied % 64) * itemsize
 
 
-def plan_dense(spec: ConvSpec, target: Target, threads: int) -> DensePlan:
+class Wish(NamedTuple):
+    """What a plan is to have in place of what the model would choose; None leaves it to the model.
+
+    Attributes:
+        tile: which of the tiles of `rank_shapes`; the last if there are fewer.
+        block: by how much to multiply what is copied, and used, together.
+        copies, packs, by_place: as in the plans.
+        parts: by how much to multiply the parts that input channels are cut into, of gradients by
+            the weight.
+    """
+
+    tile: int = 0
+    block: float = 1.0
+    copies: bool | None = None
+    packs: bool | None = None
+    by_place: bool | None = None
+    parts: int = 1
+
+
+#: Leaves all to the model.
+NO_WISH = Wish()
+
+
+def plan_dense(spec: ConvSpec, target: Target, threads: int, wish: Wish = NO_WISH) -> DensePlan:
     """Return the plan of a convolution with channels enough to be a product of matrices."""
     work = correlations(spec)
     lanes = target.lanes(spec.dtype)
@@ -122,12 +146,12 @@ def plan_dense(spec: ConvSpec, target: Target, threads: int) -> DensePlan:
     copies = work.is_padded or spec.prologue is not None or by_group
     skipped = [_seen_rows(p.down, work.source[1]) for p in work.phases]
     shapes = tuple(
-        _choose_shape(work, p, seen, lanes, target.registers)
+        _choose_shape(work, p, seen, lanes, target.registers, wish.tile)
         for p, seen in zip(work.phases, skipped, strict=True)
     )
     if math.lcm(*(s.images for s in shapes)) > MOST_ROWS:
         shapes = tuple(replace(s, images=1) for s in shapes)
-    images, rows = _choose_block(work, by_group, itemsize, threads)
+    images, rows = _choose_block(work, by_group, itemsize, threads, wish.block)
     # Only the last tiles of an axis may be smaller: see `dense`.
     if images < work.source[0]:
         images += -images % math.lcm(*(s.images for s in shapes))
@@ -142,9 +166,11 @@ def plan_dense(spec: ConvSpec, target: Target, threads: int) -> DensePlan:
     weights = taps * work.depth * work.result[3] * itemsize // (work.groups * grid[1])
     is_far = weights > RESIDENT_BYTES
     from_pixels = FAR_FROM_PIXELS if is_far else PACKED_FROM_PIXELS
-    packs = spec.form == "input_grad" or pixels >= from_pixels
+    packs = pixels >= from_pixels if wish.packs is None else wish.packs
+    packs = packs or spec.form == "input_grad"
     skips = packs and any(_share_seen(seen) < 1 for seen in skipped)
-    by_place = weights <= RESIDENT_BYTES and work.groups == 1
+    by_place = weights <= RESIDENT_BYTES if wish.by_place is None else wish.by_place
+    by_place = by_place and work.groups == 1
     ahead = AHEAD if is_far and not packs else 0
     return replace(plan, packs=packs, grid=grid, skips=skips, by_place=by_place, ahead=ahead)
 
@@ -167,7 +193,7 @@ def _share_seen(seen: tuple[tuple[int, int], ...]) -> float:
 
 
 def _choose_block(
-    work: Correlations, by_group: bool, itemsize: int, threads: int
+    work: Correlations, by_group: bool, itemsize: int, threads: int, scale: float
 ) -> tuple[int, int]:
     """Return how many images make a block, and how many rows of results."""
     n, extent = work.source[0], max(work.down.extent, 1)
@@ -175,7 +201,8 @@ def _choose_block(
     row_bytes = work.across.length(work.across.extent) * channels * itemsize
     shared = work.down.span - work.down.stride
     for room in (BLOCK_BYTES, 2 * BLOCK_BYTES, MOST_BYTES):
-        fitting = (room // max(row_bytes, 1) - work.down.span) // work.down.stride + 1
+        most_rows = int(room * scale) // max(row_bytes, 1)
+        fitting = (most_rows - work.down.span) // work.down.stride + 1
         if fitting * work.down.stride >= 3 * shared:
             break
     fitting = max(1, fitting)
@@ -191,7 +218,7 @@ def _choose_block(
     taps = max((p.taps for p in work.phases), default=1)
     weights = taps * work.depth * work.outs * (1 if by_group else work.groups) * itemsize
     pixels = max(work.down.extent * work.across.extent, 1)
-    wanted = 1 if weights <= RESIDENT_BYTES else -(-BLOCK_PIXELS // pixels)
+    wanted = int(scale) if weights <= RESIDENT_BYTES else -(-int(BLOCK_PIXELS * scale) // pixels)
     image_bytes = max(work.down.length(extent) * row_bytes, 1)
     images = max(1, min(wanted, IMAGES_BYTES // image_bytes, n))
     # Blocks of few pixels would be called more often than they are worth.
@@ -235,16 +262,18 @@ def _choose_shape(
     seen: tuple[tuple[int, int], ...],
     lanes: int,
     registers: int,
+    tile: int,
 ) -> Shape:
     extents = (work.source[0], phase.down.extent, phase.across.extent)
     products = max(phase.taps * work.depth, 1)
     if _share_seen(seen) == 1:
         seen = ()
-    return choose_shape(extents, work.outs, products, lanes, registers, seen)
+    ranked = rank_shapes(extents, work.outs, products, lanes, registers, seen)
+    return ranked[min(tile, len(ranked) - 1)]
 
 
 @lru_cache(maxsize=4096)
-def choose_shape(
+def rank_shapes(
     extents: tuple[int, int, int],
     outs: int,
     products: int,
@@ -252,8 +281,9 @@ def choose_shape(
     registers: int,
     seen: tuple[tuple[int, int], ...] = (),
     overlaps: bool = False,
-) -> Shape:
-    """Return the tile with which all tiles together take the least time.
+) -> tuple[Shape, ...]:
+    """Return tiles: first those with which all tiles together take the least time, then others that
+    are worth a try.
 
     Args:
         extents: images, rows and columns of pixels.
@@ -265,7 +295,7 @@ def choose_shape(
             empty if it is all for each.
         overlaps: whether neighbours along a row read the same in neighbouring steps.
     """
-    best, chosen = math.inf, Shape(1, 1, 1, 1)
+    costs: dict[Shape, float] = {}
     across = max(-(-outs // lanes), 1)
     n, height, width = (max(e, 1) for e in extents)
     for vectors in range(1, min(across, 4) + 1):
@@ -282,10 +312,8 @@ def choose_shape(
                     cost += count * panels * tile_cycles(tile, wide, summed, loads)
                     kinds += 1
             # Every kind of tile is a function more to compile.
-            cost *= 1 + 0.01 * kinds
-            if cost < best:
-                best, chosen = cost, Shape(*box, vectors)
-    return chosen
+            costs[Shape(*box, vectors)] = cost * (1 + 0.01 * kinds)
+    return best_of_each(costs, lambda shape: shape.vectors) or (Shape(1, 1, 1, 1),)
 
 
 def _boxes(

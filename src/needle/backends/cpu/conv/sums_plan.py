@@ -10,7 +10,15 @@ import math
 from dataclasses import dataclass, replace
 
 from needle.backends.cpu.conv.phase import Seen
-from needle.backends.cpu.conv.plan import BLOCK_BYTES, COPY_CYCLES, READ_CYCLES, Shape, choose_shape
+from needle.backends.cpu.conv.plan import (
+    BLOCK_BYTES,
+    COPY_CYCLES,
+    NO_WISH,
+    READ_CYCLES,
+    Shape,
+    Wish,
+    rank_shapes,
+)
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM
 from needle.backends.cpu.target import Target
@@ -157,7 +165,9 @@ class DenseSumsPlan:
         return (elements + -elements % 64) * spec.dtype.itemsize
 
 
-def plan_dense_sums(spec: ConvSpec, target: Target, threads: int) -> DenseSumsPlan:
+def plan_dense_sums(
+    spec: ConvSpec, target: Target, threads: int, wish: Wish = NO_WISH
+) -> DenseSumsPlan:
     """Return the plan of a gradient by the weight."""
     lanes = target.lanes(spec.dtype)
     counts, (kh, kw) = spec.counts, spec.kernel
@@ -175,26 +185,32 @@ def plan_dense_sums(spec: ConvSpec, target: Target, threads: int) -> DenseSumsPl
     # Pixels far apart share sets of the cache, and pages have few of them.
     is_apart = spec.in_channels * spec.dtype.itemsize >= APART
     pays = kh * kw * outs >= COPIED_FROM * math.prod(spec.stride)
-    copies = is_padded or spec.prologue is not None or (is_apart and pays)
+    pays = is_apart and pays if wish.copies is None else wish.copies
+    copies = is_padded or spec.prologue is not None or pays
     parts = -(-channels // CHANNELS) if copies else 1
     panels = spec.groups if spec.groups > 1 else -(-outs // lanes)
     if wide and panels < 2 * threads:
         parts = max(parts, min(threads, channels // FEWEST_CHANNELS))
+    parts = min(parts * wish.parts, channels)
     channels = -(-channels // parts)
     # A row's taps read the same pixels in neighbouring steps.
     overlaps = spec.stride[1] == spec.dilation[1]
     rest = (outs, max(pixels, 1), lanes, target.registers, (), overlaps)
-    shape = choose_shape((kh, kw, channels), *rest)
+    ranked = rank_shapes((kh, kw, channels), *rest)
+    shape = ranked[min(wish.tile, len(ranked) - 1)]
     row = across.length(across.extent) * spec.depth * spec.dtype.itemsize
-    fitting = (BLOCK_BYTES // max(row, 1) - down.span) // (down.stride * blocks.rows)
+    most_rows = int(BLOCK_BYTES * wish.block) // max(row, 1)
+    fitting = (most_rows - down.span) // (down.stride * blocks.rows)
     bands = min(max(1, fitting), blocks.bands)
+    is_far = spec.out_channels * spec.dtype.itemsize >= APART
+    packs = kh * kw * spec.depth >= PACKED_FROM and is_far if wish.packs is None else wish.packs
     plan = DenseSumsPlan(
         blocks,
         shape,
         channels,
         bands,
         copies,
-        kh * kw * spec.depth >= PACKED_FROM and spec.out_channels * spec.dtype.itemsize >= APART,
+        packs,
         _seen_share(spec) < SKIPPED_BELOW,
         down,
         across,
@@ -205,7 +221,8 @@ def plan_dense_sums(spec: ConvSpec, target: Target, threads: int) -> DenseSumsPl
         return plan
     grid = _choose_grid(plan, spec, lanes, threads)
     if grid[2] > 1 and shape.images > 1:  # a tile's kernel rows are those of one task
-        shape = choose_shape((1, kw, channels), *rest)
+        ranked = rank_shapes((1, kw, channels), *rest)
+        shape = ranked[min(wish.tile, len(ranked) - 1)]
     return replace(plan, shape=shape, grid=grid)
 
 

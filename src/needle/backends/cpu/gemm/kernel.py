@@ -15,6 +15,7 @@ from needle.backends.cpu.gemm.plan import (
     Plan,
     choose_blocks,
     chooses_a,
+    costs_of,
     make_plan,
     task_grid,
 )
@@ -101,11 +102,11 @@ class GemmKernel:
         batch = 1
         for i, extent in enumerate(spec.batch):
             batch *= known[f"batch{i}"] if extent is None else extent
-        tile = (self.plan.rows, self.plan.vectors * self.lanes)
+        tile = (self.plan.rows, self.plan.vectors)
         if isinstance(self.plan, PairPlan):
             grid = self.plan.grid_of((m, n, k), batch, threads)
         else:
-            grid = task_grid((m, n, k), batch, tile, threads, bool(packs))
+            grid = task_grid((m, n, k), batch, tile, self.lanes, threads, costs_of(bool(packs)))
         values |= zip(("batch_tasks", "row_tasks", "column_tasks"), grid, strict=True)
         return [values[name] for name in self.parameters]
 
@@ -147,6 +148,7 @@ def emit_gemm(
     threads: int = 1,
     name: str = "gemm",
     internal: bool = True,
+    plan: Plan | None = None,
 ) -> GemmKernel:
     """Add a function that computes ``spec`` to ``module``.
 
@@ -156,6 +158,7 @@ def emit_gemm(
         threads: into about how many tasks to split the work, where it pays.
         name: a name for people; made unique.
         internal: whether only the module calls it.
+        plan: how to compute it; the model's choice by default.
 
     Returns:
         The kernel: its function's name, tasks and workspace.
@@ -163,7 +166,8 @@ def emit_gemm(
     Raises:
         ValueError: the specification contradicts itself.
     """
-    kernel = describe(spec, module.target, threads=threads, name=module.unique(name))
+    unique = module.unique(name)
+    kernel = describe(spec, module.target, threads=threads, name=unique, plan=plan)
     function = MathFunction(module, kernel.name, ARGUMENTS, internal=internal)
     make = PairProduct if isinstance(kernel.plan, PairPlan) else Product
     make(function, kernel.spec, kernel.plan, kernel.parameters).emit()
@@ -195,11 +199,19 @@ def emit_packing(module: Module, kernel: GemmKernel) -> Callable[[Function, str,
     return lambda f, b, packed: made.call(f, "null", b, "null", workspace=packed)
 
 
-def describe(spec: GemmSpec, target: Target, *, threads: int = 1, name: str = "gemm") -> GemmKernel:
+def describe(
+    spec: GemmSpec,
+    target: Target,
+    *,
+    threads: int = 1,
+    name: str = "gemm",
+    plan: Plan | None = None,
+) -> GemmKernel:
     """Return the kernel that `emit_gemm` makes of these arguments, without making it."""
     is_paired = uses_pairs(spec, target)
     spec = _checked(spec, is_paired)
-    plan = make_pair_plan(spec, threads) if is_paired else make_plan(spec, target, threads)
+    if plan is None:
+        plan = make_pair_plan(spec, threads) if is_paired else make_plan(spec, target, threads)
     return GemmKernel(name, spec, plan, parameters_of(spec), target.lanes(spec.dtype))
 
 

@@ -33,10 +33,21 @@ EDGE, SUMS = 2 * SIDE, 4096
 #: k is summed in blocks of at most this: the rows of A for a tile, used many times, stay in the L2
 #: cache.
 K_BLOCK = 2048
+#: For up to so many rows of C the blocks are at most so long, if B has more bytes than this and the
+#: sums that wait have not: each panel is used for few rows, so that what counts is how B arrives,
+#: and wider parts of fewer of its rows arrive faster (1×1024·1024×1024: 126 µs, 92; 64 rows: 177,
+#: 154; from 400 rows on longer blocks are faster).
+SHORT_BLOCKS = ((64, 256), (256, 512))
+SHORT_FROM_BYTES, MOST_SUMS = 512 << 10, 2 << 20
 #: Bytes of B that are packed at a time: they stay in the L2 cache while the rows of A pass.
 B_BYTES = 1 << 20
 #: Bytes of A that are packed at a time, where it is packed.
 A_BYTES = 16 << 20
+#: What it takes to read an element of A, and to pack one of B, as `task_grid` counts it: tiles
+#: multiply fast (784×32·32×128: 33 µs split by columns, 19 by rows). An A of at most so many bytes
+#: comes from the caches of other cores in part (256×256·256×256: 32 µs by columns, 28 by rows).
+COSTS, NEAR_COSTS = (64, 72), (72, 64)
+NEAR_BYTES = 1 << 20
 #: Products of fewer multiply-adds than this are one task.
 PARALLEL_FROM = 1_000_000
 
@@ -80,7 +91,8 @@ class PairPlan(Plan):
         """Return into how many parts to split batch, rows and columns."""
         if math.prod(extents) * batch < PARALLEL_FROM:
             return (1, 1, 1)
-        return task_grid(extents, batch, (EDGE, EDGE), threads, True)
+        costs = NEAR_COSTS if 2 * extents[0] * extents[2] <= NEAR_BYTES else COSTS
+        return task_grid(extents, batch, (EDGE, EDGE // SIDE), SIDE, threads, costs)
 
 
 def make_pair_plan(spec: GemmSpec, threads: int = 1) -> PairPlan:
@@ -88,7 +100,7 @@ def make_pair_plan(spec: GemmSpec, threads: int = 1) -> PairPlan:
     k_block: int | None = K_BLOCK
     depth = K_BLOCK
     if spec.k is not None:
-        blocks = max(-(-spec.k // K_BLOCK), 1)
+        blocks = max(-(-spec.k // _longest_block(spec)), 1)
         depth = -(-max(spec.k, 1) // blocks)
         depth += -depth % DEPTH
         k_block = depth if blocks > 1 else None
@@ -108,6 +120,18 @@ def make_pair_plan(spec: GemmSpec, threads: int = 1) -> PairPlan:
     batch = math.prod(e or 0 for e in spec.batch)
     grid = plan.grid_of((spec.m or 0, spec.n or 0, spec.k or 0), batch, threads)
     return replace(plan, grid=grid)
+
+
+def _longest_block(spec: GemmSpec) -> int:
+    """Return how long blocks of k are, at most."""
+    m, n, k = spec.m, spec.n, spec.k
+    if m is None or n is None or k is None or 2 * n * k < SHORT_FROM_BYTES:
+        return K_BLOCK
+    # Columns of B that are short, and many, are better read from one end to the other.
+    are_short = spec.b.column != 1 and n > 2 * k
+    if are_short or -(-m // EDGE) * -(-n // EDGE) * SUMS > MOST_SUMS:
+        return K_BLOCK
+    return next((length for rows, length in SHORT_BLOCKS if m <= rows), K_BLOCK)
 
 
 def _tiling(f: Function, extent: Index) -> Tiling[int]:

@@ -5,9 +5,12 @@ None of them changes a bit of the result. Figures are for one core with AVX-512 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
 from needle.backends.cpu.gemm.packing import can_turn
 from needle.backends.cpu.gemm.spec import Extent, GemmSpec
@@ -17,6 +20,9 @@ from needle.dtypes import DType
 #: Rows of C from which a large B is packed: copying an element costs 0.3 to 0.5 cycles, and its use
 #: in a row of C 0.03.
 PACKED_FROM_ROWS = 160
+#: Bytes from which a B is large for that: it then does not stay in the L2 cache beside A and C
+#: (512³: 916 µs, 850; 256×640·640×512: level; 256×1024·1024×256: 578, 450).
+PACKED_FROM = 1 << 20
 #: Rows of C from which B is packed if its vectors straddle cache lines, and come from the L2 cache:
 #: the panel of a tile is larger than this in bytes.
 UNALIGNED_FROM_ROWS = 64
@@ -39,6 +45,8 @@ STREAMED_VECTORS = 4
 PARALLEL_FROM = 150_000
 #: To read an element of B from the L2 cache takes as long as so many multiply-adds.
 READING = 4
+#: To copy one into a panel.
+PACKING = 12
 #: k is summed in blocks of at most this, so that a block's panel of B stays in the L2 cache.
 K_BLOCK = 768
 #: Sums up to this long are not cut into blocks.
@@ -70,6 +78,10 @@ STRIP_GAP = 64
 ALWAYS, IF_OFF_LINE, NEVER = -1, 0, 63
 #: What a run-time extent is taken for when tiles are chosen.
 TYPICAL = 1024
+#: How many tiles are worth a try: see `best_of_each`.
+MOST_TILES = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,8 +147,33 @@ class Plan:
         return total + -total % 64
 
 
-def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
-    """Return the plan for ``spec`` on a machine with ``threads`` threads to use."""
+class Wish(NamedTuple):
+    """What a plan is to have in place of what the model would choose; None leaves it to the model.
+
+    Attributes:
+        tile: rows and vectors.
+        blocking: `Plan.k_block` and `Plan.pack_b`.
+        pack_a: whether A is copied.
+    """
+
+    tile: tuple[int, int] | None = None
+    blocking: tuple[int | None, bool | None] | None = None
+    pack_a: bool | None = None
+
+
+#: Leaves all to the model.
+NO_WISH = Wish()
+
+
+def make_plan(spec: GemmSpec, target: Target, threads: int = 1, wish: Wish = NO_WISH) -> Plan:
+    """Return the plan for ``spec`` on a machine with ``threads`` threads to use.
+
+    Args:
+        spec: the product.
+        target: the processor.
+        threads: into about how many tasks to split the work, where it pays.
+        wish: of a product all of whose sizes are known, in whole tiles.
+    """
     lanes = target.lanes(spec.dtype)
     if is_dot(spec):
         return _dot_plan(spec, target, threads)
@@ -144,16 +181,20 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         return _turned_plan(spec, target, threads)
     if spec.m is None and None not in (spec.n, spec.k, spec.b.row):
         return _plan_of_any_rows(spec, target)
-    rows, vectors = choose_tile(spec.m, spec.n, spec.k, lanes, target)
+    tasks = tasks_of(spec, threads)
+    rows, vectors = wish.tile or choose_tile(spec.m, spec.n, spec.k, lanes, target, tasks)
     blocking = None
     if None not in (spec.m, spec.n, spec.k, spec.b.row, spec.b.column):
-        blocking = choose_blocks(spec, spec.m or 0, spec.n or 0, spec.k or 0, spec.b.row or 0)
+        extents = (spec.m or 0, spec.n or 0, spec.k or 0)
+        blocking = wish.blocking or choose_blocks(spec, *extents, spec.b.row or 0)
     k_block, pack_b = blocking or (0, must_pack_b(spec) or None)
     streams = k_block == STREAMED_K
-    if streams and spec.m == 1:
+    if streams and spec.m == 1 and not wish.tile:
         vectors = min(vectors, STREAMED_VECTORS)
     pack_a: bool | None = must_pack_a(spec)
-    if not pack_a and blocking and None not in (spec.a.row, spec.a.column):
+    if not pack_a and wish.pack_a is not None:
+        pack_a = wish.pack_a
+    elif not pack_a and blocking and None not in (spec.a.row, spec.a.column):
         extents = (spec.m or 0, spec.n or 0, spec.k or 0)
         pack_a = chooses_a(spec, *extents, spec.a.row or 0, spec.a.column or 0)
     elif not pack_a and spec.a.row is None:
@@ -166,7 +207,8 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
         down = max(1, -(-spec.m // rows))
         strip = (rows * depth + STRIP_GAP) * spec.dtype.itemsize
         can_keep = k_block is None and down * strip <= KEPT_BYTES
-        if can_keep and not pack_a and None not in (spec.a.row, spec.a.column):
+        is_free = wish.pack_a is None and None not in (spec.a.row, spec.a.column)
+        if can_keep and not pack_a and is_free:
             is_long = (spec.k or 0) >= KEPT_FROM_K and (spec.n or 0) >= WIDE
             pack_a = is_long and spec.a.row == 1 and spec.m > 1
         keeps_a = can_keep and pack_a is True
@@ -181,7 +223,7 @@ def make_plan(spec: GemmSpec, target: Target, threads: int = 1) -> Plan:
     if blocking and None not in spec.batch:
         extents = (spec.m or 0, spec.n or 0, spec.k or 0)
         batch = math.prod(e or 0 for e in spec.batch)
-        grid = task_grid(extents, batch, (rows, vectors * lanes), threads, bool(pack_b))
+        grid = task_grid(extents, batch, (rows, vectors), lanes, threads, costs_of(bool(pack_b)))
     return Plan(
         rows,
         vectors,
@@ -250,7 +292,7 @@ def _dot_plan(spec: GemmSpec, target: Target, threads: int) -> Plan:
     batch = math.prod(e or 0 for e in spec.batch)
     # A multiply-add takes one load here: as long as about 8 in a tile.
     work = (spec.m or 0, 8, spec.k or 0)
-    grid = task_grid(work, batch, (rows, 8), threads, False) if known else (1, 1, 1)
+    grid = task_grid(work, batch, (rows, 1), 8, threads, costs_of(False)) if known else (1, 1, 1)
     return Plan(rows, 1, None, False, spec.b.row != 1, 1, 1, spec.k or 0, grid)
 
 
@@ -271,7 +313,8 @@ def _turned_plan(spec: GemmSpec, target: Target, threads: int) -> Plan:
     grid = (1, 1, 1)
     if None not in (spec.n, spec.k, *spec.batch):
         batch = math.prod(e or 0 for e in spec.batch)
-        grid = task_grid((m, spec.n or 0, spec.k or 0), batch, (rows, lanes), threads, False)
+        extents = (m, spec.n or 0, spec.k or 0)
+        grid = task_grid(extents, batch, (rows, 1), lanes, threads, costs_of(False))
     return Plan(rows, 1, None, False, False, 1, 1, spec.k or 0, grid, turns_b=True)
 
 
@@ -315,8 +358,9 @@ def choose_blocks(
         return None, False
     packs: bool | None = must_pack_b(spec)
     size = spec.dtype.itemsize
-    is_large = k * max(b_row, n) * size >= LARGE
-    if is_large and m >= PACKED_FROM_ROWS:
+    nbytes = k * max(b_row, n) * size
+    is_large = nbytes >= LARGE
+    if nbytes >= PACKED_FROM and m >= PACKED_FROM_ROWS:
         packs = True
     if not packs and k * 256 > L1_PANEL and n > 64 and m >= UNALIGNED_FROM_ROWS:
         packs = True if b_row * size % 64 else None if spec.b.may_be_off_line else False
@@ -332,13 +376,38 @@ def choose_blocks(
     return length + -length % 16, packs
 
 
+def tasks_of(spec: GemmSpec, threads: int) -> int:
+    """Return among how many tasks the tiles of one matrix are shared, if all sizes are known."""
+    if threads <= 1 or None in (spec.m, spec.n, spec.k, *spec.batch):
+        return 1
+    m, n, k = spec.m or 0, spec.n or 0, spec.k or 0
+    batch = math.prod(e or 0 for e in spec.batch)
+    is_small = max(m, READING) * n * k * batch < PARALLEL_FROM
+    return 1 if is_small or _splits_batch(batch, threads) else threads
+
+
+def _splits_batch(batch: int, threads: int) -> bool:
+    """Whether each task takes whole matrices of a batch."""
+    return batch >= 4 * threads or batch % threads == 0
+
+
+def choose_tile(
+    m: Extent, n: Extent, k: Extent, lanes: int, target: Target, tasks: int = 1
+) -> tuple[int, int]:
+    """Return rows and vectors of the tile with which all tiles together take the least time."""
+    return rank_tiles(m, n, k, lanes, target, tasks)[0]
+
+
 @lru_cache(maxsize=4096)
-def choose_tile(m: Extent, n: Extent, k: Extent, lanes: int, target: Target) -> tuple[int, int]:
-    """Return rows and vectors of the tile with which all tiles together take the least time.
+def rank_tiles(
+    m: Extent, n: Extent, k: Extent, lanes: int, target: Target, tasks: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """Return rows and vectors of tiles: first those with which all tiles together take least time,
+    then others that are worth a try.
 
     In registers are all sums, a row of B and one element of A.
     """
-    best, chosen = math.inf, (1, 1)
+    costs: dict[tuple[int, int], float] = {}
     # Without a fused instruction the product takes a register, and copies of operands others.
     registers = target.registers - (1 if target.fma else 3)
     across = max(-(-(n if n is not None else TYPICAL) // lanes), 1)
@@ -355,9 +424,53 @@ def choose_tile(m: Extent, n: Extent, k: Extent, lanes: int, target: Target) -> 
                     kinds += 1
             # Every kind of tile is a function more to compile.
             cost *= 1 + 0.003 * kinds
-            if cost < best:
-                best, chosen = cost, (rows, vectors)
-    return chosen
+            if tasks > 1:
+                cost *= _busiest(m or TYPICAL, across, (rows, vectors), tasks)
+            costs[rows, vectors] = cost
+    return best_of_each(costs, lambda tile: tile[1]) or ((1, 1),)
+
+
+def _busiest(m: int, across: int, tile: tuple[int, int], tasks: int) -> float:
+    """Return the share of all work that the busiest of some tasks has, split as is best."""
+    return min(
+        (
+            largest_share(m, tile[0], rows) * largest_share(across, tile[1], tasks // rows)
+            for rows in range(1, tasks + 1)
+            if tasks % rows == 0
+        ),
+        default=1.0,
+    )
+
+
+def largest_share(extent: int, size: int, parts: int) -> float:
+    """Return the largest share of an axis that a part has, if near-equal tiles of at most ``size``
+    are dealt out; 1 if there are fewer tiles than parts.
+
+    Example:
+        >>> largest_share(100, 6, 2)  # 8 of 17 tiles, and 9
+        0.52
+    """
+    tiles = -(-extent // size)
+    if parts > tiles:
+        return 1.0
+    small, large = divmod(extent, tiles)
+    bounds = [tiles * part // parts for part in range(parts + 1)]
+    starts = [tile * small + min(tile, large) for tile in bounds]
+    return max(b - a for a, b in itertools.pairwise(starts)) / extent
+
+
+def best_of_each(costs: Mapping[T, float], vectors: Callable[[T], int]) -> tuple[T, ...]:
+    """Return tiles that are worth a try: the cheapest, the cheapest ones of other numbers of
+    vectors, then the next cheapest.
+
+    Example:
+        >>> best_of_each({(6, 4): 10.0, (5, 4): 11.0, (14, 2): 12.0}, lambda tile: tile[1])
+        ((6, 4), (14, 2), (5, 4))
+    """
+    ranked = sorted(costs, key=costs.__getitem__)
+    best = {vectors(tile): tile for tile in reversed(ranked)}
+    heads = [tile for tile in ranked if best[vectors(tile)] == tile]
+    return tuple(dict.fromkeys([*heads, *ranked]))[:MOST_TILES]
 
 
 #: Numbers of rows for which the tile of an unknown number shall suit.
@@ -417,41 +530,45 @@ def task_grid(
     extents: tuple[int, int, int],
     batch: int,
     tile: tuple[int, int],
+    lanes: int,
     threads: int,
-    packs_b: bool,
+    costs: tuple[float, float],
 ) -> tuple[int, int, int]:
     """Return into how many parts to split batch, rows and columns.
 
-    The batch is split first, where it is large enough; then the axis whose split leaves the least
-    to the busiest task, columns when B is packed (each task packs what it uses).
+    The batch is split first, where it is large enough; then the axes whose split leaves the least
+    to the busiest task: to multiply, to read its part of A, and to read or to pack that of B.
 
     Args:
         extents: m, n and k.
         batch: how many matrices.
-        tile: rows and columns of the largest tile.
+        tile: rows and vectors of the largest tile.
+        lanes: of a vector.
         threads: how many tasks can run at once.
-        packs_b: whether B is packed.
+        costs: of reading an element of A, and of reading or packing one of B, in multiply-adds.
     """
     m, n, k = extents
     if threads <= 1 or max(m, READING) * n * k * batch < PARALLEL_FROM:
         return (1, 1, 1)
-    if batch >= 4 * threads or batch % threads == 0:
+    if _splits_batch(batch, threads):
         return (threads, 1, 1)
-    down, across = -(-m // tile[0]), -(-n // tile[1])
+    across = -(-n // lanes)
     best, chosen = math.inf, (1, 1)
     for rows in range(1, threads + 1):
-        if threads % rows:
-            continue
         columns = threads // rows
-        if rows > down or columns > across:
+        if threads % rows or rows * tile[0] >= m + tile[0] or columns * tile[1] >= across + tile[1]:
             continue
-        busiest = math.ceil(down / rows) * math.ceil(across / columns)
-        # A and B are read once for each part of the other axis; packing costs more than reading.
-        shared = 0.02 * (columns - 1) + (0.06 if packs_b else 0.02) * (rows - 1)
-        cost = busiest / (down * across) + shared / threads
+        down, wide = largest_share(m, tile[0], rows), largest_share(across, tile[1], columns)
+        # In multiply-adds, for each of the whole product.
+        cost = down * wide + costs[0] * down / n + costs[1] * wide / m
         if cost < best:
             best, chosen = cost, (rows, columns)
     return (1, *chosen)
+
+
+def costs_of(packs_b: bool) -> tuple[float, float]:
+    """Return what `task_grid` takes for the costs of operands."""
+    return READING, PACKING if packs_b else READING
 
 
 def uses_masks(target: Target, dtype: DType) -> bool:

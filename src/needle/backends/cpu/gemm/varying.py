@@ -45,7 +45,8 @@ def _decisions(
     m, k = (known[name] if size is None else size for name, size in (("m", spec.m), ("k", spec.k)))
     n, b_row = spec.n or 0, spec.b.row or 0
     size = spec.dtype.itemsize
-    large_k = -(-planning.LARGE // (max(b_row, n, 1) * size))
+    row_bytes = max(b_row, n, 1) * size
+    large_k, packed_k = (-(-b // row_bytes) for b in (planning.LARGE, planning.PACKED_FROM))
 
     def where(x: Index, low: int, then: Index, otherwise: Index) -> Index:
         """Return ``then`` if x ≥ low, else ``otherwise``."""
@@ -63,7 +64,7 @@ def _decisions(
         long = where(k, planning.L1_PANEL // 256 + 1, off, planning.NEVER)
         pack_b = where(m, planning.UNALIGNED_FROM_ROWS, long, planning.NEVER)
     many = where(m, planning.PACKED_FROM_ROWS, planning.ALWAYS, pack_b)
-    pack_b = where(k, large_k, many, pack_b)
+    pack_b = where(k, packed_k, many, pack_b)
     block = where(k, planning.K_WHOLE + 1, min(planning.K_BLOCK, depth), depth)
     if spec.m is None:
         block = depth
@@ -102,9 +103,9 @@ def _grid(
     batch = 1
     for extent in spec.batch:
         batch *= extent or 1
-    tile = (plan.rows, plan.vectors * kernel.lanes)
+    tile = (plan.rows, plan.vectors)
     extents = (spec.m, spec.n or 0, planning.TYPICAL)
-    grid = planning.task_grid(extents, batch, tile, threads, False)
+    grid = planning.task_grid(extents, batch, tile, kernel.lanes, threads, planning.costs_of(False))
     if grid == (1, 1, 1):  # too small however long it is, or one tile
         return 1, threads, 1
     return grid
