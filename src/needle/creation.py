@@ -19,7 +19,7 @@ from needle.ops.elementwise import TensorLike
 from needle.ops.engine import as_tensor
 from needle.ops.movement import broadcast_to
 from needle.shapes import Shape, Spec, as_index, as_shape
-from needle.tensor import Tensor, wrap
+from needle.tensor import Tensor, note_origin, wrap
 
 DeviceLike = Device | str | None
 
@@ -71,7 +71,7 @@ def asarray(
         array = array.copy()
     if as_device(device) is META:
         return wrap(Spec(array.shape, array.dtype))
-    return wrap(array)
+    return wrap(array) if copy else note_origin(wrap(array), obj)
 
 
 def from_dlpack(x: Any, /, *, device: DeviceLike = None, copy: bool | None = None) -> Tensor:

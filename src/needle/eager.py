@@ -24,7 +24,7 @@ from needle.ops.engine import engine
 from needle.ops.precision import Precision, cast_inputs
 from needle.ops.record import Op
 from needle.shapes import Spec
-from needle.tensor import Tensor, initialise, wrap
+from needle.tensor import Tensor, initialise, note_origin, wrap
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -202,7 +202,7 @@ def as_tensor(value: Any, dtype: DType | None = None) -> Tensor:
         raise ArgumentTypeError(
             f"expected a tensor, an array or a number, got {type(value).__name__} ({value!r:.60})"
         )
-    return wrap(to_array(value, dtype))
+    return note_origin(wrap(to_array(value, dtype)), value)
 
 
 def _varying(value: Formula, dtype: DType | None) -> Tensor:

@@ -318,7 +318,7 @@ watch = Watch()
 
 def note_recorded_write(version: list[int]) -> None:
     """Remember the count of writes up to which constants that share the storage are stale."""
-    version[1:] = [version[0]]
+    version[1:2] = [version[0]]
     if sys.getrefcount(version) > _REFERENCES_OF_ONE:
         watch.is_needed = True
 

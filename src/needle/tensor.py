@@ -29,6 +29,7 @@ from needle.errors import (
 )
 from needle.ops.samples import Array
 from needle.shapes import Shape, Spec
+from needle.writes import expose
 
 if TYPE_CHECKING:
     from needle.gradnode import GradNode
@@ -102,6 +103,7 @@ class Tensor(TensorMethods):
         if as_device(device) is META:
             array = Spec(array.shape, array.dtype)
         initialise(self, array, not modes.state.inference)
+        note_origin(self, data)
         self._requires_grad = bool(requires_grad) and is_float(array.dtype)
 
     # What it is
@@ -302,12 +304,15 @@ class Tensor(TensorMethods):
         """Return the values as a NumPy array that shares the storage.
 
         It is read-only when the tensor requires gradients: writes that the version checks cannot
-        see would give wrong gradients. ``x.detach().numpy()`` is writable.
+        see would give wrong gradients. ``x.detach().numpy()`` is writable; what compiled functions
+        have prepared of the tensor's values is then computed again at each call.
         """
         array: Array = self._values("numpy()")
         if self._requires_grad:
             array = array.view()
             array.flags.writeable = False
+        else:
+            expose(self._version)
         return array
 
     def _values(self, use: str, is_element: bool = False) -> Array:
@@ -328,14 +333,14 @@ class Tensor(TensorMethods):
         return values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        array = self.numpy()
+        array = self._values("numpy()")
         if dtype is not None and array.dtype != dtype:
             if copy is False:
                 raise ArgumentError(
                     f"converting {self.dtype.name} to {np.dtype(dtype)} needs a copy"
                 )
             return array.astype(dtype)
-        return array.copy() if copy else array
+        return array.copy() if copy else self.numpy()
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         if self._requires_grad:
@@ -489,7 +494,7 @@ class Tensor(TensorMethods):
 
     def is_contiguous(self) -> bool:
         """Whether the elements lie in row-major order without gaps."""
-        return bool(self.numpy().flags.c_contiguous)
+        return bool(self._values("is_contiguous()").flags.c_contiguous)
 
 
 def initialise(tensor: Tensor, data: Any, is_tracked: bool) -> Tensor:
@@ -511,3 +516,28 @@ def initialise(tensor: Tensor, data: Any, is_tracked: bool) -> Tensor:
 def wrap(data: Any) -> Tensor:
     """Return a new leaf over an array (or a Spec), without any check: for engines only."""
     return initialise(Tensor.__new__(Tensor), data, not modes.state.inference)
+
+
+def note_origin(tensor: Tensor, data: Any) -> Tensor:
+    """Have a new tensor over what `to_array` made of ``data`` know who else can write to it.
+
+    Args:
+        tensor: is returned.
+        data: what the user gave.
+    """
+    array = tensor._data
+    if isinstance(data, Tensor):
+        if array is data._data:
+            tensor._version, tensor._history = data._version, CONSTANT
+    elif array.__class__ is np.ndarray and not isinstance(data, (bool, int, float, list, tuple)):
+        is_new = isinstance(data, (np.ndarray, np.generic)) and array is not data
+        if not is_new or array.base is not None:
+            expose(tensor._version)
+    return tensor
+
+
+def wrap_shared(array: Array) -> Tensor:
+    """Return a new leaf over an array that others write to, without any check."""
+    tensor = wrap(array)
+    expose(tensor._version)
+    return tensor

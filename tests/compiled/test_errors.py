@@ -338,7 +338,8 @@ def test_an_exception_puts_everything_back() -> None:
         f(ndl.ones(2))
     assert w.tolist() == [1.0, 2.0]
     assert w.grad is grad
-    assert w._version == version
+    assert w._version is not None
+    assert w._version[0] == version[0]
     assert count.item() == 0
     assert ndl.is_grad_enabled()
     assert (w * 2).tolist() == [2.0, 4.0]

@@ -18,7 +18,10 @@ BACKENDS = ("cpu", "interpret")
 
 
 class Executable(Protocol):
-    """A graph that can be run."""
+    """A graph that can be run.
+
+    One of the CPU has more: see `needle.compiled.preparation`.
+    """
 
     def run(self, arrays: list[Array], /) -> list[Array]:
         """Run the graph; several threads may do so at once.
@@ -75,20 +78,26 @@ def as_tuning(tune: bool | float, backend: str | None, *, is_frugal: bool) -> Tu
     return Tuning(seconds, is_frugal)
 
 
-def build(graph: Graph, backend: str | None = None, tuning: Tuning | None = None) -> Executable:
+def build(
+    graph: Graph,
+    backend: str | None = None,
+    tuning: Tuning | None = None,
+    fixed: tuple[int, ...] = (),
+) -> Executable:
     """Return an executable of ``graph``.
 
     Args:
         graph: what to run.
         backend: one of `BACKENDS`; None is the first.
         tuning: how plans of kernels are searched, by a backend that generates code.
+        fixed: indices of the inputs that stay what they are for many calls.
 
     Raises:
         ArgumentError: there is no such backend.
     """
     name = BACKENDS[0] if backend is None else backend
     if name == "cpu":
-        return cpu.build(graph, get_num_threads(), tuning)
+        return cpu.build(graph, get_num_threads(), tuning, fixed)
     if name == "interpret":
         return Interpreter(graph)
     raise ArgumentError(f"compile: there is no backend {name!r}; there are {', '.join(BACKENDS)}")

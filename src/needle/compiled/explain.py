@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from needle.backends.cpu.target import host
 from needle.backends.cpu.threads import get_num_threads
 from needle.backends.cpu.tuning import Tuning
 from needle.backends.cpu.tuning.choices import Choices
-from needle.compiled.kernels import Kernel, kernels_of
+from needle.compiled.kernels import Kernel, kernels_of, preparing_kernels
 from needle.compiled.memory_plan import Memory, memory_of
 from needle.compiled.wording import listed, quantity
 from needle.compiler import pipeline
@@ -59,6 +60,8 @@ class Explanation:
             path a call takes.
         guards: the tree of the paths that were traced, and how often each was taken.
         tuning: with ``tune``, what is known of the plans of kernels; nothing is searched here.
+        preparing: the kernels whose results depend on the state alone and are kept: they run only
+            when it has changed, and count neither as kernels of a call nor as its arithmetic.
     """
 
     traced: Graph
@@ -74,6 +77,7 @@ class Explanation:
     ahead: tuple[Explanation, ...] = ()
     guards: str = ""
     tuning: str = ""
+    preparing: tuple[Kernel, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -143,8 +147,17 @@ class Explanation:
 
     def _kernel_lines(self) -> list[str]:
         lines = [f"{len(self.graph.nodes)} ops in {len(self.groups)} kernels"]
-        width = max((len(k.name) for k in self.groups), default=0)
-        for k in self.groups:
+        lines += self._lines_of(self.groups)
+        if self.preparing:
+            kept = f"{self.memory.prepared:,} bytes are kept from call to call"
+            lines.append(f"{len(self.preparing)} kernels more, when the state has changed: {kept}")
+            lines += self._lines_of(self.preparing)[:-1]
+        return lines
+
+    def _lines_of(self, kernels: Sequence[Kernel]) -> list[str]:
+        lines = []
+        width = max((len(k.name) for k in kernels), default=0)
+        for k in kernels:
             loops = "×".join(map(str, k.loops)) or "1"
             inner = f" over {'×'.join(map(str, k.inner))}" if k.inner else ""
             tasks = "" if k.tasks == 1 else f", {k.tasks or 'as many as fit'} tasks"
@@ -155,8 +168,8 @@ class Explanation:
             origin = [f"layers {listed(k.scopes)}" if k.scopes else "", listed(k.lines)]
             if any(origin):
                 lines.append(f"  {'':<{width}}  from {', at '.join(o for o in origin if o)}")
-        flops = quantity(sum(k.flops for k in self.groups), "FLOP")
-        moved = quantity(sum(k.bytes_moved for k in self.groups), "B")
+        flops = quantity(sum(k.flops for k in kernels), "FLOP")
+        moved = quantity(sum(k.bytes_moved for k in kernels), "B")
         total = f"{flops}, {moved} read or written"
         return [*lines, f"  {'in all':<{width}}  {total}"]
 
@@ -181,6 +194,7 @@ def explain(
     seconds: float,
     extents: str = "",
     tuning: Tuning | None = None,
+    fixed: tuple[int, ...] = (),
 ) -> Explanation:
     """Return what the compiler makes of a trace.
 
@@ -190,6 +204,7 @@ def explain(
         seconds: how long it took to make.
         extents: see `Explanation`.
         tuning: how plans of kernels are searched; those count that have been found.
+        fixed: indices of the inputs that stay what they are for many calls.
     """
     effects: list[PassEffect] = []
     start = last = time.perf_counter()
@@ -203,10 +218,11 @@ def explain(
 
     graph = pipeline.run(whole, observe)
     times = {"trace": seconds, "passes": time.perf_counter() - start}
-    source = Source(whole, get_num_threads(), host(), tuning)
+    source = Source(whole, get_num_threads(), host(), tuning, fixed)
     start = time.perf_counter()
     choices = Choices(graph, source.threads, source.target, tuning) if tuning else None
-    program = Program(graph, source.threads, source.target, choose=choices)
+    inputs = [graph.inputs[i] for i in fixed]
+    program = Program(graph, source.threads, source.target, fixed=inputs, choose=choices)
     times["code generation"] = time.perf_counter() - start
     start = time.perf_counter()
     code = jit.compile_objects(program.module)
@@ -223,4 +239,5 @@ def explain(
         extents,
         program,
         tuning=choices.report() if choices else "",
+        preparing=tuple(preparing_kernels(program)),
     )

@@ -16,6 +16,7 @@ from needle.compiled.branches import Answers, Branched
 from needle.compiled.check import Checked
 from needle.compiled.dim import Dims, as_dims, generalise
 from needle.compiled.executable import Executable, as_tuning, build, generates_code
+from needle.compiled.preparation import fixed_inputs
 from needle.compiled.signature import (
     TENSOR,
     is_hashable,
@@ -287,10 +288,10 @@ class Compiled(Generic[P, R]):
 
         return fit(traced, self.memory_budget)
 
-    def _build(self, graph: Graph) -> Executable:
+    def _build(self, graph: Graph, fixed: tuple[int, ...] = ()) -> Executable:
         if self.check:
             return Checked(graph, lambda g: build(g, self.backend, self.tuning))
-        return build(graph, self.backend, self.tuning)
+        return build(graph, self.backend, self.tuning, fixed)
 
     def _find(self, key: Any, leaves: Sequence[Any]) -> Specialization | Branched | None:
         for candidate in reversed(self._table.get(key, ())):
@@ -376,7 +377,8 @@ class Compiled(Generic[P, R]):
         tuning = None if found is not None else self.tuning
         if found is not None and self.tuning is not None:
             extents += "; its tiles are the model's, since only known extents can be measured"
-        return explain(traced.graph, traced.arguments, seconds, extents, tuning)
+        fixed = fixed_inputs(traced)
+        return explain(traced.graph, traced.arguments, seconds, extents, tuning, fixed)
 
     def guards(self) -> str:
         """Return the paths of a function that is compiled with ``branches="specialise"``, as text.
@@ -441,7 +443,8 @@ class Compiled(Generic[P, R]):
             return memory_of_path(self._preview_path(args, kwargs)[1], extents, self.tuning)
         if found is None:
             traced = self.trace(*args, **kwargs)
-            memory = plan_memory(traced.graph, traced.arguments, self.tuning)
+            fixed = fixed_inputs(traced)
+            memory = plan_memory(traced.graph, traced.arguments, self.tuning, fixed)
             return replace(memory, extents=extents)
         executable: Any = found.executable
         memory = memory_at(executable.program, executable.rows, found.traced.arguments)

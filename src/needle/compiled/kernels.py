@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from needle.backends.cpu.kernel import Location
@@ -88,16 +88,24 @@ def kernels_of(program: Program, *others: Program, rows: int = 0) -> list[Kernel
         others: the same with another mark, for one with rows.
         rows: how many, for a program that has any number.
     """
-    found = [
-        _kernel(program, group, call)
-        for group, call in zip(program.groups, program.kernels, strict=True)
-    ]
+    found = _kernels(program, program.groups, program.kernels)
     for other in others:
         marks = program.mark, other.mark
         found = [
             _at_rows(k, twin, marks, rows) for k, twin in zip(found, kernels_of(other), strict=True)
         ]
     return found
+
+
+def preparing_kernels(program: Program) -> list[Kernel]:
+    """Return the kernels that run only when state has changed, in the order in which they do."""
+    return _kernels(program, program.preparing.groups, program.early_kernels)
+
+
+def _kernels(
+    program: Program, groups: Sequence[Group], calls: Sequence[KernelCall]
+) -> list[Kernel]:
+    return [_kernel(program, group, call) for group, call in zip(groups, calls, strict=True)]
 
 
 def _at_rows(kernel: Kernel, twin: Kernel, marks: tuple[int, int], rows: int) -> Kernel:

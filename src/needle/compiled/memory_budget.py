@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from needle.compiled.memory_plan import plan_memory
+from needle.compiled.preparation import fixed_inputs
 from needle.compiler.rematerialise import gaps, rematerialise
 from needle.errors import MemoryBudgetError
 from needle.graph.traced import Traced
@@ -24,9 +25,10 @@ def fit(traced: Traced, budget: int) -> Traced:
         made = traced
         if count:
             made = replace(traced, graph=rematerialise(traced.graph, found[:count]))
-        return plan_memory(made.graph, made.arguments).peak_bytes, made
+        return plan_memory(made.graph, made.arguments, fixed=fixed).peak_bytes, made
 
-    peak = plan_memory(traced.graph, traced.arguments).peak_bytes
+    fixed = fixed_inputs(traced)
+    peak = plan_memory(traced.graph, traced.arguments, fixed=fixed).peak_bytes
     if peak <= budget:
         return traced
     found = gaps(traced.graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,8 @@ class Memory:
         arena: where the values in between lie, in one block.
         extents: how many extents of a `Dim` the program serves, and why not more; empty if none is
             declared.
+        prepared: what is computed of the state alone, and kept from one call to the next; see
+            `needle.compiled.preparation`.
         kept: with ``branches="specialise"``, what programs ahead of this one have computed, for
             those that come later. A path has several; this is the one that takes most.
     """
@@ -52,6 +54,7 @@ class Memory:
     arena: MemoryPlan
     extents: str = ""
     kept: int = 0
+    prepared: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -63,6 +66,7 @@ class Memory:
             self.outputs,
             self.copies,
             self.kept,
+            self.prepared,
         )
         return sum(parts) + self.arena.nbytes
 
@@ -74,6 +78,7 @@ class Memory:
             "new results": self.outputs,
             "copies": self.copies,
             **({"handed on": self.kept} if self.kept else {}),
+            **({"prepared": self.prepared} if self.prepared else {}),
             "values in between": self.arena.nbytes,
             "peak": self.peak_bytes,
         }
@@ -111,7 +116,10 @@ def memory_at(program: VaryingProgram, extent: int, arguments: int) -> Memory:
     """
     source = program.source
     graph = pipeline.run(marked(source.graph, ROWS))
-    layout = Program(graph, source.threads, source.target, is_planned=True, mark=ROWS).layout
+    fixed = [graph.inputs[i] for i in source.fixed]
+    layout = Program(
+        graph, source.threads, source.target, is_planned=True, mark=ROWS, fixed=fixed
+    ).layout
     known, rows = layout.memory, layout.rows_memory
     buffers = [replace(b, nbytes=b.room * extent) for b in rows.buffers]
     arena = MemoryPlan(
@@ -135,20 +143,28 @@ def _memory(name: str, recipe: Recipe, arena: MemoryPlan, arguments: int) -> Mem
         sum(o.spec.nbytes for o in recipe.outputs if o.slot is not None),
         sum(inputs[i] for i in copied),
         arena,
+        prepared=recipe.prepared_bytes,
     )
 
 
-def plan_memory(graph: Graph, arguments: int, tuning: Tuning | None = None) -> Memory:
+def plan_memory(
+    graph: Graph,
+    arguments: int,
+    tuning: Tuning | None = None,
+    fixed: Sequence[int] = (),
+) -> Memory:
     """Return the planned memory of a traced graph; its kernels are planned, not generated.
 
     Args:
         graph: what was traced.
         arguments: how many of its inputs are arguments; the rest is state.
         tuning: how plans of kernels are searched; those count that have been found.
+        fixed: indices of the inputs that stay what they are for many calls.
     """
     graph, threads, target = pipeline.run(graph), get_num_threads(), host()
     choices = Choices(graph, threads, target, tuning) if tuning else None
-    program = Program(graph, threads, target, is_planned=True, choose=choices)
+    inputs = [graph.inputs[i] for i in fixed]
+    program = Program(graph, threads, target, is_planned=True, fixed=inputs, choose=choices)
     return memory_of(program, arguments)
 
 

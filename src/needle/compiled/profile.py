@@ -321,13 +321,13 @@ class _Recorder:
         finally:
             self._note(op.name, "op", start, stamps.now())
 
-    def run(self, executable: Any, arrays: Sequence[Array]) -> list[Array]:
+    def run(self, executable: Any, arrays: Sequence[Array], prepared: Any = None) -> list[Array]:
         """Run the variant of an executable that has stamps."""
         name = executable.source.graph.name
         timed = self._find(executable, name)
         with timed.lock:
             start = stamps.now()
-            outputs: list[Array] = timed.executable.run(arrays)
+            outputs: list[Array] = timed.executable.run(arrays, prepared)
             end = stamps.now()
             times = timed.executable.last_stamps()
         self._note(name, "call", start, end, function=name)

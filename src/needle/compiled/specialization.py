@@ -12,10 +12,10 @@ from needle import tree
 from needle.compiled.dropped import dropped_grad
 from needle.compiled.executable import Executable
 from needle.compiled.history import History
+from needle.compiled.preparation import fixed_inputs, preparation_of
 from needle.compiled.storage import check_apart, is_behaved, root_of
 from needle.config import State, changes, modes
 from needle.errors import ArgumentError, TraceError
-from needle.graph.ir import Graph
 from needle.graph.surroundings import MISSING, is_plain
 from needle.graph.traced import GradUpdate, Traced, is_array
 from needle.graph.tracing import Watched
@@ -31,7 +31,8 @@ class Specialization:
         leaves: the flattened arguments that it was traced with.
         is_flat: whether the leaves are the positional arguments themselves; otherwise, the
             arguments must be flattened at each call.
-        build: makes an executable of a graph.
+        build: makes an executable of a graph, of which some inputs are known to stay what they are
+            for many calls.
 
     Attributes:
         executable: what runs the graph.
@@ -47,10 +48,11 @@ class Specialization:
         traced: Traced,
         leaves: Sequence[Any],
         is_flat: bool,
-        build: Callable[[Graph], Executable],
+        build: Callable[..., Executable],
     ) -> None:
         self.traced = traced
-        self.executable = build(traced.graph)
+        self.executable = build(traced.graph, fixed_inputs(traced))
+        self._preparation = preparation_of(self.executable, traced)
         self.calls = 0
         self.seconds = 0.0
         #: The `Family` that it is made of, if it shares its program with other extents.
@@ -162,6 +164,8 @@ class Specialization:
         self.is_odd = not all(is_behaved(a) for a in arrays)
         self._written_roots = {id(root_of(arrays[i])) for i in self._written_state}
         self._state = arrays
+        if self._preparation is not None:
+            self._preparation.bind(arrays)
         self._look_around()
         return True
 
@@ -267,8 +271,10 @@ class Specialization:
     def call(self, leaves: Sequence[Any], arrays: list[Array]) -> Any:
         """Run on arrays that `accept` returned, and do what the function does besides."""
         self.calls += 1
+        preparation = self._preparation
+        run = self.executable.run if preparation is None else preparation.run
         if not self.has_effects:
-            outputs = self.executable.run(arrays)
+            outputs = run(arrays)
             if self._single is not None:
                 return initialise(
                     Tensor.__new__(Tensor), outputs[self._single], not modes.state.inference
@@ -277,7 +283,7 @@ class Specialization:
         assert self._lock is not None
         with self._lock:
             try:
-                outputs = self.executable.run(arrays)
+                outputs = run(arrays)
             finally:
                 for version in self._versions:
                     version[0] += 1

@@ -19,6 +19,7 @@ from needle.backends import cpu
 from needle.backends.cpu.threads import get_num_threads
 from needle.compiled.dim import Dim, extent_of, generalise
 from needle.compiled.executable import Executable, build
+from needle.compiled.preparation import fixed_inputs
 from needle.compiled.specialization import Specialization
 from needle.compiler.passes.dead_code import remove_dead_code
 from needle.compiler.passes.decompose import decompose
@@ -61,7 +62,7 @@ class Family:
             backward.graph = everywhere(backward.graph, _by_parts)
         self._add_numbers()
         self._threads = get_num_threads()
-        self.program = cpu.build_varying(traced.graph, self._threads)
+        self.program = cpu.build_varying(traced.graph, self._threads, fixed_inputs(traced))
         self._backward: VaryingProgram | VariesError | None = None
         self._lock = threading.RLock()
         #: What was made for each signature, the oldest first.
@@ -85,7 +86,7 @@ class Family:
         """Return the specialisation for one extent."""
         traced = _traced_at(self.traced, extent)
 
-        def executable(graph: Graph) -> Executable:
+        def executable(graph: Graph, fixed: tuple[int, ...] = ()) -> Executable:
             if graph is traced.graph:
                 return self.program.at(extent)
             return self._backward_at(extent)

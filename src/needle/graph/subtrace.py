@@ -26,6 +26,7 @@ from needle.graph.tracing import Capture, Trace
 from needle.ops.engine import as_tensor
 from needle.shapes import Spec
 from needle.tensor import Tensor, wrap
+from needle.writes import put_back
 
 
 class SubTrace(Trace):
@@ -106,7 +107,7 @@ class SubTrace(Trace):
         now = [(t, list(t._version or ())) for t, _ in self._versions]
         for tensor, version in self._versions:
             assert tensor._version is not None
-            tensor._version[:] = version
+            put_back(tensor._version, version)
         self._versions = now
         return self
 
@@ -117,7 +118,7 @@ class SubTrace(Trace):
         super().__exit__(kind, *rest)
         for tensor, version in self._versions:
             assert tensor._version is not None
-            tensor._version[:] = version
+            put_back(tensor._version, version)
         self._versions = now
         self.is_closed = True
 

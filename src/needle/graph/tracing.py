@@ -34,6 +34,7 @@ from needle.ops.record import Op
 from needle.ops.samples import Array
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise, wrap
+from needle.writes import put_back
 
 if TYPE_CHECKING:
     from needle.gradnode import SavedValueHook
@@ -510,7 +511,7 @@ class Trace:
             for name, value in slots.items():
                 setattr(tensor, name, value)
             if version is not None and tensor._version is not None:
-                tensor._version[:] = version
+                put_back(tensor._version, version)
         self._touched.clear()
 
     def close_parts(self) -> None:

@@ -10,7 +10,7 @@ from needle.compiled import compile as compile_function
 from needle.config import enable_grad, no_grad
 from needle.creation import full_like
 from needle.layerwise.whole import BUDGET, Whole
-from needle.tensor import Tensor, wrap
+from needle.tensor import Tensor, wrap_shared
 
 if TYPE_CHECKING:
     from needle.layerwise.solver import Solver
@@ -70,9 +70,9 @@ class NativeStep:
                 if id(blob) in self._trained:
                     self._trained[id(blob)].append(tensor)
         adds = solver.config.iter_size > 1
-        self._diffs = [wrap(b.as_stored(b.diff)) for b, _ in solver.trained() if adds]
-        self._history = [[wrap(b.as_stored(h)) for h in hs] for b, hs in solver.trained()]
-        self._rates = wrap(solver.rates())
+        self._diffs = [wrap_shared(b.as_stored(b.diff)) for b, _ in solver.trained() if adds]
+        self._history = [[wrap_shared(b.as_stored(h)) for h in hs] for b, hs in solver.trained()]
+        self._rates = wrap_shared(solver.rates())
         self._gather = compile_function(self._gather_gradients, budget=BUDGET)
         self._finish = compile_function(self._finish_step, budget=BUDGET)
 

@@ -16,7 +16,7 @@ from needle.layerwise.fillers import fill
 from needle.layerwise.layer import Layer
 from needle.ops import permute_dims
 from needle.shapes import Spec
-from needle.tensor import Tensor, wrap
+from needle.tensor import Tensor, wrap, wrap_shared
 
 
 class TensorLayer(Layer):
@@ -56,7 +56,7 @@ class TensorLayer(Layer):
 
     def stored(self) -> list[Tensor]:
         """Return the parameters as tensors, with axes in the order of the memory."""
-        return [wrap(b.stored) for b in self.blobs]
+        return [wrap_shared(b.stored) for b in self.blobs]
 
     def turned(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return what `stored` gives with axes in the order of the blobs, or the reverse."""

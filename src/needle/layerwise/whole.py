@@ -14,7 +14,7 @@ from needle.errors import CompileError
 from needle.layerwise.layers.data import Source
 from needle.layerwise.layers.structure import Silence, Split
 from needle.layerwise.tensor_layer import TensorLayer
-from needle.tensor import Tensor, wrap
+from needle.tensor import Tensor, wrap_shared
 
 if TYPE_CHECKING:
     from needle.layerwise.net import Net
@@ -53,7 +53,7 @@ class Whole:
         lossy = [blob for blob, _ in net.losses]
         self.outputs = list({id(b): b for b in (*outputs, *lossy)}.values())
         self._run = compile_function(self.compute, budget=BUDGET)
-        self._brought = [wrap(b.data) for b in self.inputs]
+        self._brought = [wrap_shared(b.data) for b in self.inputs]
         self._given: list[Tensor] = []
         self._results: Sequence[Tensor] = ()
 
@@ -95,7 +95,7 @@ class Whole:
             step.layer.forward(step.bottom, step.top)
         for i, (blob, tensor) in enumerate(zip(self.inputs, self._brought, strict=True)):
             if tensor._data is not blob.data:
-                self._brought[i] = wrap(blob.data)
+                self._brought[i] = wrap_shared(blob.data)
         return self._brought
 
     def give(self, results: Sequence[Tensor]) -> None:

@@ -14,6 +14,7 @@ from needle.errors import DTypeError
 from needle.inplace import assign
 from needle.shapes import Spec
 from needle.tensor import Tensor, initialise
+from needle.writes import expose
 
 T = TypeVar("T", bound=Tensor)
 
@@ -97,7 +98,11 @@ def _take(target: Tensor, data: Any, dtype: Any, device: Any) -> None:
     initialise(target, source._data, is_tracked=True)
     # Whoever shares the storage shares the count of writes, too. A model made in inference mode can
     # still be trained later.
-    target._version = source._version if source._version is not None else [0]
+    target._version = source._version
+    if source._version is None:
+        target._version = [0]
+        if isinstance(data, Tensor) and source._data is data._data:
+            expose(target._version)
 
 
 def rebound(buffer: Buffer, value: Tensor) -> Buffer:

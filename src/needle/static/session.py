@@ -103,7 +103,7 @@ class Session:
         # What was made for the tensor before does not know this one.
         own = aligned(value.shape, value.dtype)
         own[...] = value.numpy()
-        self.values[variable] = Tensor(own)
+        self.values[variable] = Tensor(wrap(own))
         self.objects.clear()
         self._programs.clear()
         self._valued = frozenset(self.values)

@@ -73,7 +73,7 @@ def _split(value: Any, path: tuple[str, ...], arrays: Arrays) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Tensor):
-        return {"$tensor": _add(np.asarray(value.detach().numpy()), path, arrays)}
+        return {"$tensor": _add(value._values("a checkpoint"), path, arrays)}
     if isinstance(value, np.ndarray):
         return {"$array": _add(value, path, arrays)}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":

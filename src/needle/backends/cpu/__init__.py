@@ -16,29 +16,35 @@ if TYPE_CHECKING:
     from needle.graph.ir import Graph
 
 
-def build(graph: Graph, threads: int = 1, tuning: Tuning | None = None) -> Executable:
+def build(
+    graph: Graph,
+    threads: int = 1,
+    tuning: Tuning | None = None,
+    fixed: tuple[int, ...] = (),
+) -> Executable:
     """Return ``graph`` as native code.
 
     Args:
         graph: what was traced.
         threads: how many threads share the work of large kernels. No bit of a result depends on it.
         tuning: how plans of kernels are searched; None leaves them to the model.
+        fixed: indices of the inputs that stay what they are for many calls.
     """
     from needle.backends.cpu.executable import build as build_executable
 
-    return build_executable(graph, threads, tuning=tuning)
+    return build_executable(graph, threads, tuning=tuning, fixed=fixed)
 
 
-def build_varying(graph: Graph, threads: int = 1) -> VaryingProgram:
+def build_varying(graph: Graph, threads: int = 1, fixed: tuple[int, ...] = ()) -> VaryingProgram:
     """Return ``graph``, with an `Extent` in its shapes, as native code for any value of it.
 
     Args:
         graph: what was traced.
-        threads: as for `build`.
+        threads, fixed: as for `build`.
 
     Raises:
         VariesError: the graph cannot be compiled that way; the message says what is in the way.
     """
     from needle.backends.cpu.varying import build_varying as build_program
 
-    return build_program(graph, threads)
+    return build_program(graph, threads, fixed)

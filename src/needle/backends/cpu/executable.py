@@ -15,6 +15,7 @@ from needle.backends.cpu.arguments import DONE
 from needle.backends.cpu.buffers import Table, collect, has_copies, run_with_copies
 from needle.backends.cpu.fault import Fault
 from needle.backends.cpu.linux import cpu_name
+from needle.backends.cpu.prepared import Prepared, Store
 from needle.backends.cpu.recipe import Recipe
 from needle.backends.cpu.stamps import stamp_buffer, stamp_times
 from needle.backends.cpu.target import Target, host
@@ -51,18 +52,21 @@ class Executable:
         self.stamps = stamps
         #: For how many rows it is; 0 if it has none. See `varying`.
         self.rows = 0
-        self._library = jit.load_object(code, ["entry"])
+        self._library = jit.load_object(code, entries(recipe))
         self._idle: list[Call] = []
+        #: What it takes prepared; None if that is nothing.
+        self.store = Store(self.recipe) if self.recipe.prepared_bytes else None
         self._new = [maker(*o.spec) for o in recipe.outputs if o.slot is not None]
         self._has_copies = has_copies(recipe)
         self._is_new = len(self._new) == len(recipe.outputs)
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
+    def run(self, arrays: Sequence[Array], prepared: Prepared | None = None) -> list[Array]:
         """Run the program.
 
         Args:
             arrays: one for each input, C-contiguous, of its shape and dtype. Those whose storage an
                 output takes over are overwritten.
+            prepared: what `prepare` gave, for a program that takes something prepared.
 
         Returns:
             An array for each output: a new one, or the input that was overwritten.
@@ -71,16 +75,41 @@ class Executable:
             OutOfRangeError: an index was out of range.
         """
         if _recorder is not None and not self.stamps:
-            return _recorder(self, arrays)
+            return _recorder(self, arrays, prepared)
         try:
             call = self._idle.pop()
         except IndexError:
             call = self._new_call()
+        if prepared is not None:
+            call.slots[self.recipe.prepared_slot] = prepared.address
         new = [make() for make in self._new]
         if self._has_copies:
             return run_with_copies(self.recipe, arrays, new, lambda: self._run(call, arrays, new))
         self._run(call, arrays, new)
         return new if self._is_new else collect(self.recipe, arrays, new)
+
+    def prepare(self, arrays: Sequence[Array], prepared: Prepared) -> None:
+        """Compute what the program takes prepared.
+
+        Args:
+            arrays: one for each input; only those of `Recipe.origins` are read.
+            prepared: where it is written.
+
+        Raises:
+            OutOfRangeError: an index was out of range.
+        """
+        try:
+            call = self._idle.pop()
+        except IndexError:
+            call = self._new_call()
+        recipe = self.recipe
+        call.slots[recipe.prepared_slot] = prepared.address
+        done = call.prepare(recipe)(tuple([arrays[i] for i in recipe.origins]))
+        if done != DONE:
+            raise self._misfit(arrays, recipe.origins[done] if done >= 0 else done)
+        if call.status[0]:
+            raise self._fault(call)
+        self._idle.append(call)
 
     def _new_call(self) -> Call:
         return Call(self.recipe, self._library, self.stamps)
@@ -154,12 +183,14 @@ class Source:
         threads: into how many tasks large kernels are split.
         target: the processor.
         tuning: how plans of kernels are searched; None leaves them to the model.
+        fixed: indices of the inputs that stay what they are for many calls.
     """
 
     graph: Graph
     threads: int
     target: Target
     tuning: Tuning | None = None
+    fixed: tuple[int, ...] = ()
 
     def program(self, *, is_stamped: bool = False) -> Program:
         """Return it as kernels, once the passes have run."""
@@ -168,32 +199,39 @@ class Source:
         from needle.compiler import pipeline
 
         graph = pipeline.run(self.graph)
-        if self.tuning is None:
-            return Program(graph, self.threads, self.target, is_stamped=is_stamped)
-        from needle.backends.cpu.tuning.choices import Choices
+        fixed = [graph.inputs[i] for i in self.fixed]
+        choices = None
+        if self.tuning is not None:
+            from needle.backends.cpu.tuning.choices import Choices
 
-        choices = Choices(graph, self.threads, self.target, self.tuning)
-        if not is_stamped:
-            choices.search()
+            choices = Choices(graph, self.threads, self.target, self.tuning)
+            if not is_stamped:
+                choices.search()
         return Program(
             graph,
             self.threads,
             self.target,
             is_stamped=is_stamped,
+            fixed=fixed,
             choose=choices,
-            is_final=choices.is_complete,
+            is_final=choices is None or choices.is_complete,
         )
 
     def key(self) -> str:
         """Return the key of its code in the cache."""
-        parts = [fingerprint(self.graph), repr(self.target), str(self.threads)]
+        parts = [fingerprint(self.graph), repr(self.target), str(self.threads), str(self.fixed)]
         if self.tuning is not None:
             parts += ["tuned", str(self.tuning.is_frugal), cpu_name()]
         return cache.key(*parts)
 
 
-#: Runs an executable on arrays.
-Recorder: TypeAlias = "Callable[[Executable, Sequence[Array]], list[Array]]"
+#: Runs an executable on arrays, and on what it takes prepared.
+Recorder: TypeAlias = "Callable[[Executable, Sequence[Array], Prepared | None], list[Array]]"
+
+
+def entries(recipe: Recipe) -> list[str]:
+    """Return the names of the functions of a program that are called from outside."""
+    return ["entry", "prepare"] if recipe.prepared_bytes else ["entry"]
 
 
 class Call(Table):
@@ -205,6 +243,7 @@ class Call(Table):
         self.slots[recipe.slots] = ctypes.addressof(self.stamps)
         self._library = library
         self.native = self.function(recipe)
+        self._prepare: arguments.Call | None = None
 
     def function(self, recipe: Recipe) -> arguments.Call:
         """Return the function for arrays of the shapes of a recipe, which is that of the program,
@@ -222,12 +261,26 @@ class Call(Table):
             keep=(self._library, self.arena, self.status, self.stamps, recipe.constants),
         )
 
+    def prepare(self, recipe: Recipe) -> arguments.Call:
+        """Return the function that prepares, from the inputs that it reads."""
+        if self._prepare is None:
+            origins = recipe.origins
+            self._prepare = arguments.make_call(
+                self._library.address("prepare"),
+                self.slots,
+                [recipe.inputs[i] for i in origins],
+                origins,
+                keep=(self._library, self.arena, self.status, recipe.constants),
+            )
+        return self._prepare
+
 
 def build(
     graph: Graph,
     threads: int = 1,
     target: Target | None = None,
     tuning: Tuning | None = None,
+    fixed: tuple[int, ...] = (),
 ) -> Executable:
     """Return a traced graph as native code: from the cache, or compiled.
 
@@ -236,9 +289,11 @@ def build(
         threads: into how many tasks large kernels are split. No bit of a result depends on it.
         target: the processor; this machine's by default.
         tuning: how plans of kernels are searched; None leaves them to the model.
+        fixed: indices of the inputs that stay what they are for many calls. What depends on nothing
+            else is a function of its own then; see `Executable.prepare`.
     """
     target = target or host()
-    source = Source(graph, threads, target, tuning)
+    source = Source(graph, threads, target, tuning, fixed)
     recipe, code = compiled(source.key(), source.program)
     return Executable(recipe, code, source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from needle.backends.cpu.stages import is_fold, turns_needed
 from needle.compiler import index as ix
 from needle.compiler.access import Place
 from needle.compiler.fusion import Group, Piece
-from needle.compiler.memory import Buffer, MemoryPlan, plan_memory
+from needle.compiler.memory import ALIGNMENT, Buffer, MemoryPlan, plan_memory
 from needle.compiler.rows import rows_in
 from needle.graph.ir import Graph, Value
 from needle.ops.samples import Array
@@ -22,7 +23,8 @@ class Layout:
     """Where everything lies.
 
     The table has a slot for each input, then for each output that is a new array, each constant,
-    the arena of temporary values, the status, and the arena of those that have rows.
+    the arena of temporary values, the status, the arena of those that have rows, and what is
+    prepared for many calls.
 
     Attributes:
         locations: of values in memory.
@@ -35,6 +37,8 @@ class Layout:
         arena_slot: slot of the arena.
         status_slot: slot of the status.
         rows_slot: slot of the arena of values that have rows.
+        prepared_slot: slot of what is prepared for many calls.
+        prepared_bytes: bytes that it takes.
         slots: how many slots there are.
         memory: the plan of the arena.
         rows_memory: the plan of the arena of values that have rows: bytes for each row.
@@ -50,13 +54,19 @@ class Layout:
     arena_slot: int = 0
     status_slot: int = 0
     rows_slot: int = 0
+    prepared_slot: int = 0
+    prepared_bytes: int = 0
     slots: int = 0
     memory: MemoryPlan = field(default_factory=lambda: plan_memory([]))
     rows_memory: MemoryPlan = field(default_factory=lambda: plan_memory([]))
 
 
 def lay_out(
-    graph: Graph, groups: list[Group], in_place: dict[int, int], workspaces: dict[Group, int]
+    graph: Graph,
+    groups: list[Group],
+    in_place: dict[int, int],
+    workspaces: dict[Group, int],
+    prepared: Sequence[Value] = (),
 ) -> Layout:
     """Return a place for everything.
 
@@ -65,6 +75,7 @@ def lay_out(
         groups: its kernels, in the order in which they run.
         in_place: which outputs are written to which inputs.
         workspaces: bytes that kernels need to themselves.
+        prepared: values that stay for many calls.
     """
     layout = Layout(inputs=len(graph.inputs))
     locations = layout.locations
@@ -93,7 +104,10 @@ def lay_out(
                     layout.constants.append(np.asarray(value.constant, order="C"))
                     slot += 1
     layout.arena_slot, layout.status_slot, layout.rows_slot = slot, slot + 1, slot + 2
-    layout.slots = slot + 3
+    layout.prepared_slot, layout.slots = slot + 3, slot + 4
+    for value in prepared:
+        locations[value] = Location(layout.prepared_slot, layout.prepared_bytes)
+        layout.prepared_bytes += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
     _plan_arena(groups, layout, workspaces)
     for g in groups:
         for p in g.pieces:

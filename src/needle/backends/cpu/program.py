@@ -21,6 +21,7 @@ from needle.backends.cpu.loops import BY_ROWS
 from needle.backends.cpu.module import Module
 from needle.backends.cpu.nest import emit_nest
 from needle.backends.cpu.operands import Index, Operand
+from needle.backends.cpu.preparing import find_preparing
 from needle.backends.cpu.product import give_packed
 from needle.backends.cpu.stamps import stamper
 from needle.backends.cpu.status import ROWS_WORD, TASKS_WORD
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 #: Elements times stored values, and elements times ops, below which a kernel is not worth a second
 #: thread.
 SMALL, FEW_OPS = 30_000, 90_000
+#: The function that computes what a program takes prepared.
+PREPARE = "prepare"
 
 
 class KernelCall(NamedTuple):
@@ -74,9 +77,13 @@ class Program:
 
     Attributes:
         packed: of the inputs of ``fixed`` those that are to be given packed, and a product of which
-            they are the second factor.
+            they are the second factor; only of a program within another.
         name: of the function that runs it.
-        kernels: its kernels, in the order in which they run.
+        preparing: what is computed of the inputs of ``fixed`` ahead, for many calls; its kernels
+            are none of those that follow.
+        groups: what each kernel computes, in the order in which they run.
+        kernels: its kernels.
+        early_kernels: those that prepare.
     """
 
     def __init__(
@@ -110,7 +117,11 @@ class Program:
         groups = fusion.run()
         #: Whether a value lies in memory or is shared in a kernel; others are computed where used.
         self.is_stored = fusion.stored.__contains__
-        self.groups, in_place = order_groups(graph, groups, fusion)
+        ordered, in_place = order_groups(graph, groups, fusion)
+        is_inner = within is not None
+        self.preparing = find_preparing(graph, ordered, () if is_inner else fixed)
+        early = self.preparing.groups
+        self.groups = [g for g in ordered if g not in early]
         read = {v for g in groups for p in g.pieces for v, _ in p.reads} | set(graph.outputs)
         surroundings = Surroundings(
             lambda inner, fixed: Program(
@@ -128,27 +139,33 @@ class Program:
                 surroundings,
                 choose,
             )
-            for g in self.groups
+            for g in ordered
             if g.anchor is not None
         }
-        plans = [(g, self._plans.get(g)) for g in self.groups]
+        plans = [(g, self._plans.get(g)) for g in ordered]
         self.packed: dict[Value, GemmKernel] = {
-            v: p for v in fixed if (p := give_packed(plans, v)) is not None
+            v: p for v in fixed if is_inner and (p := give_packed(plans, v)) is not None
         }
         workspaces = {
             g: (threads if plan.tasks == BY_ROWS else plan.tasks) * plan.workspace
             for g, plan in self._plans.items()
         }
-        self.layout: Layout = lay_out(graph, self.groups, in_place, workspaces)
+        self.layout: Layout = lay_out(
+            graph, [*early, *self.groups], in_place, workspaces, self.preparing.values
+        )
         self.kernels: list[KernelCall] = []
+        self.early_kernels: list[KernelCall] = []
         if not is_planned:
-            self.kernels += [self._kernel(g, i) for i, g in enumerate(self.groups)]
-            self._entry(is_stamped, is_inner=within is not None)
+            self.kernels += [self._kernel(g, f"k{i}") for i, g in enumerate(self.groups)]
+            self._entry(self.name, self.groups, self.kernels, is_stamped, is_inner)
+            if early:
+                self.early_kernels += [self._kernel(g, f"w{i}") for i, g in enumerate(early)]
+                self._entry(PREPARE, early, self.early_kernels)
 
-    def _kernel(self, group: Group, number: int) -> KernelCall:
+    def _kernel(self, group: Group, number: str) -> KernelCall:
         tasks = self._tasks(group)
         stem = group.pieces[0].value.node.op.name if group.pieces[0].value.node else "copy"
-        name = self.module.unique(f"k{number}_{stem}")
+        name = self.module.unique(f"{number}_{stem}")
         kernel = KernelFunction.make(
             self.module,
             name,
@@ -197,32 +214,43 @@ class Program:
             rest += value.node.inputs
         return count
 
-    def _entry(self, is_stamped: bool, is_inner: bool) -> None:
+    def _entry(
+        self,
+        name: str,
+        groups: Sequence[Group],
+        kernels: Sequence[KernelCall],
+        is_stamped: bool = False,
+        is_inner: bool = False,
+    ) -> None:
+        """Emit the function that runs some of the kernels."""
         self.module.declare("needle_parallel", "void", ["ptr", "ptr", "i64"])
-        f = Function(self.module, self.name, {"args": "ptr"}, internal=is_inner)
+        f = Function(self.module, name, {"args": "ptr"}, internal=is_inner)
         stamp = stamper(f, self.layout.slots) if is_stamped else None
         # One table for all kernels, in turn.
-        longest = max((len(kernel.addresses) for kernel in self.kernels), default=0)
+        longest = max((len(kernel.addresses) for kernel in kernels), default=0)
         table = f.at_entry(f"alloca [{longest} x ptr], align 64")
         status = rows = ""
         if self.mark:
             status = _address(f, Location(self.layout.status_slot), "")
             rows = f.load(status, ROWS_WORD, dtypes.int64).text
-        for group, (_, name, tasks, addresses) in zip(self.groups, self.kernels, strict=True):
+        for group, (_, function, tasks, addresses) in zip(groups, kernels, strict=True):
             if stamp is not None:
                 stamp()
             for i, location in enumerate(addresses):
                 place = f.value(f"getelementptr ptr, ptr {table}, i64 {i}")
                 f.emit(f"store ptr {_address(f, location, rows)}, ptr {place}")
             if tasks == BY_ROWS:
-                self._by_rows(f, status, f"@{name}, ptr {table}", rows, self._row_work(group))
+                self._by_rows(f, status, f"@{function}, ptr {table}", rows, self._row_work(group))
             elif tasks == 1:
-                f.emit(f"call void @{name}(ptr {table}, i64 0)")
+                f.emit(f"call void @{function}(ptr {table}, i64 0)")
             else:
-                f.emit(f"call void @needle_parallel(ptr @{name}, ptr {table}, i64 {tasks})")
+                f.emit(f"call void @needle_parallel(ptr @{function}, ptr {table}, i64 {tasks})")
         if stamp is not None:
             stamp()
-        self.name = f.end()
+        if is_inner:
+            self.name = f.end()
+        else:
+            f.end()
 
     def _row_work(self, group: Group) -> int:
         """Return the work of a kernel for each row; see `SMALL`."""

@@ -25,6 +25,8 @@ _NUMBERS = (
     "status_slot",
     "rows_slot",
     "row_bytes",
+    "prepared_slot",
+    "prepared_bytes",
     "slots",
 )
 
@@ -60,6 +62,8 @@ class Recipe:
         arena_slot, arena_bytes: the arena of temporary values.
         status_slot: slot of the status.
         rows_slot, row_bytes: the arena of temporary values that have rows: bytes for each row.
+        prepared_slot, prepared_bytes: memory of what is prepared for many calls.
+        origins: the inputs that this is computed from.
         slots: how many slots the table has.
         faults: what the status may report.
     """
@@ -74,7 +78,10 @@ class Recipe:
     status_slot: int
     rows_slot: int
     row_bytes: int
+    prepared_slot: int
+    prepared_bytes: int
     slots: int
+    origins: tuple[int, ...]
     faults: tuple[Fault, ...]
 
     @classmethod
@@ -110,7 +117,10 @@ class Recipe:
             layout.status_slot,
             layout.rows_slot,
             layout.rows_memory.nbytes,
+            layout.prepared_slot,
+            layout.prepared_bytes,
             layout.slots,
+            tuple(i for i, v in enumerate(graph.inputs) if v in program.preparing.origins),
             tuple(program.faults),
         )
 
@@ -121,6 +131,7 @@ class Recipe:
             "outputs": [[_spec_to_json(o.spec), o.slot, o.source, o.copy] for o in self.outputs],
             "constants": [_spec_to_json(Spec(c.shape, c.dtype)) for c in self.constants],
             "numbers": {name: getattr(self, name) for name in _NUMBERS},
+            "origins": self.origins,
             "faults": [[f.op, f.attrs, f.shape, f.location] for f in self.faults],
         }
 
@@ -145,6 +156,7 @@ class Recipe:
             ),
             tuple(constants),
             **{name: int(data["numbers"][name]) for name in _NUMBERS},
+            origins=tuple(data["origins"]),
             faults=tuple(
                 Fault(op, attrs, tuple(shape), location)
                 for op, attrs, shape, location in data["faults"]

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 from needle.arrays import maker
 from needle.backends.cpu import arguments, cache, jit
 from needle.backends.cpu.buffers import has_copies
-from needle.backends.cpu.executable import Call, Executable, Source, compiled, exception_of
+from needle.backends.cpu.executable import (
+    Call,
+    Executable,
+    Source,
+    compiled,
+    entries,
+    exception_of,
+)
+from needle.backends.cpu.prepared import Store
 from needle.backends.cpu.recipe import Output, Recipe
 from needle.backends.cpu.status import TASKS_WORD
 from needle.backends.cpu.target import host
@@ -50,7 +58,14 @@ class VaryingSource(Source):
 
         graphs = [pipeline.run(marked(self.graph, mark)) for mark in MARKS]
         programs = [
-            Program(g, self.threads, self.target, is_stamped=is_stamped, mark=mark)
+            Program(
+                g,
+                self.threads,
+                self.target,
+                is_stamped=is_stamped,
+                mark=mark,
+                fixed=[g.inputs[i] for i in self.fixed],
+            )
             for g, mark in zip(graphs, MARKS, strict=True)
         ]
         attributes = self.target.attributes
@@ -64,7 +79,7 @@ class VaryingSource(Source):
 
     def key(self) -> str:
         graph = fingerprint(marked(self.graph, MARKS[0]))
-        return cache.key("any extent", graph, repr(self.target), str(self.threads))
+        return cache.key("any extent", graph, repr(self.target), str(self.threads), str(self.fixed))
 
 
 def _known(recipe: Recipe, mark: int) -> tuple[object, ...]:
@@ -107,8 +122,9 @@ class VaryingProgram:
         self.source = source
         self.recipe = recipe
         self.stamps = stamps
-        self.library = jit.load_object(code, ["entry"])
+        self.library = jit.load_object(code, entries(recipe))
         self.idle: list[Call] = []
+        self.store = Store(recipe) if recipe.prepared_bytes else None
 
     def at(self, rows: int) -> Executable:
         """Return what runs it for one extent."""
@@ -126,6 +142,7 @@ class _AtRows(Executable):
         self.recipe = recipe = _recipe_at(program.recipe, rows)
         self._library = program.library
         self._idle = program.idle
+        self.store = program.store
         self._new = [maker(*o.spec) for o in recipe.outputs if o.slot is not None]
         self._has_copies = has_copies(recipe)
         self._is_new = len(self._new) == len(recipe.outputs)
@@ -182,16 +199,17 @@ def _recipe_at(recipe: Recipe, rows: int) -> Recipe:
     return replace(recipe, inputs=tuple(map(spec, recipe.inputs)), outputs=outputs)
 
 
-def build_varying(graph: Graph, threads: int = 1) -> VaryingProgram:
+def build_varying(graph: Graph, threads: int = 1, fixed: tuple[int, ...] = ()) -> VaryingProgram:
     """Return a program for any extent, from the cache or compiled.
 
     Args:
         graph: with `Extent`s in shapes and attributes.
         threads: into how many tasks large kernels are split.
+        fixed: indices of the inputs that stay what they are for many calls.
 
     Raises:
         VariesError: the graph cannot be compiled that way; the message says what is in the way.
     """
-    source = VaryingSource(graph, threads, host())
+    source = VaryingSource(graph, threads, host(), fixed=fixed)
     recipe, code = compiled(source.key(), lambda: source.programs()[0])
     return VaryingProgram(source, recipe, code)

@@ -102,7 +102,7 @@ class Branched:
         traced = self._trace(tree.unflatten(self._structure, leaves), answers)
         path = Path(traced, answers)
 
-        def build(graph: Graph) -> Any:
+        def build(graph: Graph, fixed: tuple[int, ...] = ()) -> Any:
             return None if graph is traced.graph else self._build(graph)  # see `Point.compile`
 
         path.specialization = Specialization(traced, leaves, self._is_flat, build)
