@@ -46,7 +46,7 @@ A_BYTES = 16 << 20
 #: What it takes to read an element of A, and to pack one of B, as `task_grid` counts it: tiles
 #: multiply fast (784×32·32×128: 33 µs split by columns, 19 by rows). An A of at most so many bytes
 #: comes from the caches of other cores in part (256×256·256×256: 32 µs by columns, 28 by rows).
-COSTS, NEAR_COSTS = (64, 72), (72, 64)
+COSTS, NEAR_COSTS = (48, 96), (72, 64)
 NEAR_BYTES = 1 << 20
 #: Products of fewer multiply-adds than this are one task.
 PARALLEL_FROM = 1_000_000
@@ -100,8 +100,10 @@ def make_pair_plan(spec: GemmSpec, threads: int = 1) -> PairPlan:
     k_block: int | None = K_BLOCK
     depth = K_BLOCK
     if spec.k is not None:
-        blocks = max(-(-spec.k // _longest_block(spec)), 1)
-        depth = -(-max(spec.k, 1) // blocks)
+        longest = _longest_block(spec)
+        blocks = max(-(-spec.k // longest), 1)
+        is_short = longest < K_BLOCK and blocks > 1
+        depth = longest if is_short else -(-max(spec.k, 1) // blocks)
         depth += -depth % DEPTH
         k_block = depth if blocks > 1 else None
     panel = depth // DEPTH * PANEL
