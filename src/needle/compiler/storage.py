@@ -7,7 +7,7 @@ from needle import dtypes
 from needle.compiler.access import View, is_dense, is_inline, moves_elements, view_of
 from needle.compiler.inner import is_addressable
 from needle.graph.ir import Graph, Node, Value
-from needle.ops.convolution_form import Convolution
+from needle.ops.convolution_form import Convolution, WeightTransform
 from needle.ops.fold import Fold
 from needle.ops.ordered import Joined, Ordered, Scatter
 from needle.ops.record import Kind
@@ -138,7 +138,7 @@ def _has_rows(value: Value, view: View) -> bool:
 
 def _needs_dense(node: Node) -> bool:
     """Whether the op's kernel reads its inputs in row-major order, without gaps."""
-    return isinstance(node.op.lower, Convolution)
+    return isinstance(node.op.lower, Convolution | WeightTransform)
 
 
 def _store_base(value: Value, stored: set[Value], needs_dense: bool) -> None:

@@ -1,4 +1,4 @@
-"""The three forms of a convolution: what the ``lower`` of their records is."""
+"""The three forms of a convolution, and what prepares weights: the ``lower`` of their records."""
 
 from __future__ import annotations
 
@@ -16,9 +16,21 @@ class Convolution:
             gradients.
         in_pairs: whether the weight is in tiles of pairs; see `needle.ops.paired_convolution`.
         by_winograd: whether its operands are those of Winograd's algorithm. Gradients by weights
-            give sums over tiles then; see `needle.ops.winograd_sums`.
+            give sums over tiles then, see `needle.ops.winograd_sums`; the others take a transformed
+            weight, see `needle.ops.winograd_convolution`.
     """
 
     form: Literal["forward", "input_grad", "weight_grad"]
     in_pairs: bool = False
     by_winograd: bool = False
+
+    @property
+    def is_special(self) -> bool:
+        """Whether a pass has chosen how it is computed, for operands of its own."""
+        return self.in_pairs or self.by_winograd
+
+
+@dataclass(frozen=True)
+class WeightTransform:
+    """The transformation of a weight for Winograd's algorithm, turned round first if the attribute
+    ``is_turned`` says so; see `needle.ops.winograd_convolution`."""

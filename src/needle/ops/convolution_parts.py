@@ -33,6 +33,7 @@ from needle.ops.patches import (
     convolve_rows,
 )
 from needle.ops.unfolding import Pads, Pair, Window
+from needle.ops.winograd_convolution import pays
 
 if TYPE_CHECKING:
     from needle.tensor import Tensor
@@ -55,7 +56,8 @@ def _reads_mostly_weights(
 ) -> bool:
     """Whether few pixels are computed by many weights: as rows of a product, then.
 
-    The sums are the same, so that the batch may decide; not so for 16-bit floats.
+    The sums are the same, so that the batch may decide; not so for 16-bit floats, nor where many
+    pixels would be computed by Winograd's algorithm.
     """
     out, depth, kh, kw = weight.shape
     window = Window((kh, kw), stride, pads, dilation, 1)
@@ -66,6 +68,8 @@ def _reads_mostly_weights(
         or not is_float(x.dtype)
         or accumulation_dtype(x.dtype) != x.dtype
     ):
+        return False
+    if pays(window, (rows, columns), depth, out, x.dtype):
         return False
     nbytes = depth * kh * kw * out * x.dtype.itemsize
     return pixels <= FEW_PIXELS and out >= MANY_CHANNELS and nbytes >= MANY_BYTES

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
-from needle.ops.convolution_form import Convolution
+from needle.ops.convolution_form import Convolution, WeightTransform
 from needle.ops.fold import Fold
 from needle.ops.ordered import Ordered
 from needle.ops.precision import Precision, under
@@ -167,7 +167,7 @@ class Op(Entry):
     infer: Infer = lambda: None
     reference: Callable[..., Any] = lambda: None
     vjp: Mapping[str, Rule] | None = None
-    lower: Lowering | Fold | Ordered | Convolution | None = None
+    lower: Lowering | Fold | Ordered | Convolution | WeightTransform | None = None
     decompose: Callable[..., Any] | None = None
     fault: Callable[..., Exception] | None = None
     commutes: bool = False
@@ -368,7 +368,7 @@ def op(
     reference: Callable[..., Any],
     samples: Samples,
     vjp: Mapping[str, Rule] | None = None,
-    lower: Lowering | Fold | Ordered | Convolution | None = None,
+    lower: Lowering | Fold | Ordered | Convolution | WeightTransform | None = None,
     decompose: Callable[..., Any] | None = None,
     fault: Callable[..., Exception] | None = None,
     exact: bool = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from needle.backends.cpu.attending import plan_attention
 from needle.backends.cpu.control import Surroundings, plan_control
-from needle.backends.cpu.convolution_anchor import plan_convolution
+from needle.backends.cpu.convolution_anchor import plan_convolution, plan_weight_transform
 from needle.backends.cpu.emit import no_code
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.product import plan_product
@@ -18,7 +18,7 @@ from needle.backends.cpu.target import Target
 from needle.compiler.fusion import Group
 from needle.compiler.rows import VariesError, rows_in
 from needle.graph.ir import Value
-from needle.ops.convolution_form import Convolution
+from needle.ops.convolution_form import Convolution, WeightTransform
 from needle.ops.ordered import Scan, Scatter, Sort
 from needle.ops.record import Kind
 
@@ -69,6 +69,8 @@ def plan_anchor(
         if any(rows_in(n) for v in (*node.inputs, *node.results) for n in v.shape):
             raise VariesError(f"{node.op.name} at {node.location} takes a known number of images")
         return plan_convolution(group, lower, is_stored, target, threads, choose)
+    if isinstance(lower, WeightTransform):
+        return plan_weight_transform(group, is_stored, target, threads)
     if node.op.kind is Kind.CONTRACTION and len(node.inputs) == 2:
         return plan_product(group, is_stored, target, threads, choose)
     if isinstance(lower, Scan):

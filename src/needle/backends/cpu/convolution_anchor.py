@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from needle.backends.cpu.conv import ConvPlan, ConvSpec, Epilogue, Place, emit_conv, plan_conv
 from needle.backends.cpu.conv.pair_products import convert_sums
+from needle.backends.cpu.conv.winograd_weight import WeightKernel
 from needle.backends.cpu.emit import Position
 from needle.backends.cpu.epilogue import axes_of, fuse
 from needle.backends.cpu.kernel import KernelFunction
@@ -20,6 +21,7 @@ from needle.compiler.index import Var
 from needle.dtypes import DType
 from needle.graph.ir import Node, Value
 from needle.ops.convolution_form import Convolution
+from needle.ops.winograd_convolution import KERNEL
 
 if TYPE_CHECKING:
     from needle.backends.cpu.tuning.candidates import Choose
@@ -74,6 +76,37 @@ def plan_convolution(
     return ConvolutionPlan(group, plan, (first, second), threads, plan.tasks, plan.workspace)
 
 
+@dataclass
+class WeightTransformPlan:
+    """The transformation of a weight as a kernel of a program; see `AnchorPlan`."""
+
+    group: Group
+    transform: WeightKernel
+    weight: View
+    tasks: int
+    workspace: int
+
+    def emit(self, kernel: KernelFunction, workspace: str) -> None:
+        """Emit the kernel."""
+        f, base = kernel.f, self.weight.base
+        transform = replace(self.transform, epilogue=_epilogue(kernel, self.group, False))
+        weight = f.pointer(kernel.pointer_of(base), self.weight.offset, base.dtype)
+        transform.call(f, weight, "%args", workspace)
+
+
+def plan_weight_transform(
+    group: Group, is_stored: Callable[[Value], bool], target: Target, threads: int
+) -> WeightTransformPlan:
+    """Return the plan of the transformation of a weight for Winograd's algorithm."""
+    node = group.anchor
+    assert node is not None
+    weight = view_of(node.inputs[0], is_stored)
+    assert weight is not None
+    is_turned = node.attrs["is_turned"]
+    transform = WeightKernel.of(node.inputs[0].shape, is_turned, target, threads)
+    return WeightTransformPlan(group, transform, weight, transform.tasks, transform.workspace)
+
+
 def _spec(node: Node, lower: Convolution) -> ConvSpec:
     """Return the convolution of which ``node`` computes the result or a gradient."""
     first, second, result = (v.shape for v in (*node.inputs, node.result))
@@ -86,11 +119,11 @@ def _spec(node: Node, lower: Convolution) -> ConvSpec:
     kh, kw, out = (*weight[:2], weight[-1])
     if lower.in_pairs and lower.form == "forward":
         (kh, kw), out = node.attrs["kernel"], node.attrs["out_channels"]
-    if lower.by_winograd:  # of sums over tiles, what they are made of
-        (kh, kw), out = node.attrs["kernel"], first[3]
-    sliding: dict[str, Any] = {
-        name: node.attrs[name] for name in ("stride", "pads", "dilation", "groups")
-    }
+    if lower.by_winograd:
+        kh, kw = KERNEL, KERNEL
+        out = first[3] if lower.form == "weight_grad" else node.attrs["out_channels"]
+    moves = ("stride", "pads", "dilation", "groups")
+    sliding: dict[str, Any] = {name: node.attrs[name] for name in moves if name in node.attrs}
     return ConvSpec(
         lower.form,
         images,

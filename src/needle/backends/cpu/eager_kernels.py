@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from needle.ops.convolution_form import Convolution
+from needle.ops.convolution_form import Convolution, WeightTransform
 from needle.ops.record import REGISTRY, BoundRule, Kind, Op
 
 #: Elements from which on a kernel is faster than NumPy where both give the same.
@@ -29,7 +29,7 @@ def kernel_of(op: Op) -> Callable[[], Callable[..., Any]] | None:
     the reference.
     """
     is_compound = op.decompose is not None
-    if isinstance(op.lower, Convolution):
+    if isinstance(op.lower, Convolution | WeightTransform):
         return None  # the forms that programs compute with: only their tests run them eagerly
     if op.kind is Kind.ELEMENTWISE:
         # Conversions have an attribute, and NumPy a pass for them; what is refused, it looks for.

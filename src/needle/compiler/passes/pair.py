@@ -40,7 +40,7 @@ def pair(graph: Graph) -> Graph:
 
 def _is_paired(node: Node) -> bool:
     lower = node.op.lower
-    if not isinstance(lower, Convolution) or lower.in_pairs:
+    if not isinstance(lower, Convolution) or lower.is_special:
         return False
     if node.result.dtype != dtypes.bfloat16 or not all(v.size for v in node.inputs):
         return False

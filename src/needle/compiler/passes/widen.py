@@ -28,7 +28,7 @@ def _is_narrow(node: Node) -> bool:
     lower, dtype = node.op.lower, node.results[0].dtype
     is_sum = isinstance(lower, Scan | Scatter) and lower.is_sum
     if isinstance(lower, Convolution):
-        is_sum = not lower.in_pairs
+        is_sum = not lower.is_special
     return is_sum and dtypes.is_float(dtype) and dtypes.accumulation_dtype(dtype) != dtype
 
 

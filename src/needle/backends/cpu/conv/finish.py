@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from needle.backends.cpu.conv.spec import Epilogue, Place
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
@@ -15,6 +15,8 @@ from needle.dtypes import DType
 INLINE_INSTRUCTIONS = 12
 #: And so is any epilogue of sums this long.
 INLINE_PRODUCTS = 128
+#: What says where an element stands.
+PLACE = ("image", "row", "column", "channel")
 
 
 class Box(NamedTuple):
@@ -61,8 +63,7 @@ class Finish:
         """The function's arguments that it needs, and their types."""
         if self.epilogue is None:
             return {"out": "ptr"}
-        names = ("image", "row", "column", "channel")
-        return {"out": "ptr", "extra": "ptr", **dict.fromkeys(names, "i64")}
+        return {"out": "ptr", "extra": "ptr", **dict.fromkeys(PLACE, "i64")}
 
     @property
     def columns(self) -> list[int]:
@@ -86,21 +87,49 @@ class Finish:
         """Emit it, for the masks of a row's vectors."""
         epilogue = self.epilogue
         if epilogue is None:
-            vectors = iter(sums)
-            for offset in self.out:
-                for column, mask in zip(self.columns, masks, strict=True):
-                    f.store(next(vectors), "%out", offset + column, mask)
+            self.put(f, sums, masks, "%out")
             return
-        state = epilogue.begin(f) if epilogue.begin else None
+        state = self.begin(f)
+        self.store(f, sums, masks, state, {name: f.argument(name) for name in PLACE})
+        self.end(f, state)
+
+    def put(
+        self, f: Function, sums: Sequence[Operand], masks: Sequence[Operand | None], out: str
+    ) -> None:
+        """Emit the stores of sums that have no epilogue, given where the first goes."""
+        vectors = iter(sums)
+        for offset in self.out:
+            for column, mask in zip(self.columns, masks, strict=True):
+                f.store(next(vectors), out, offset + column, mask)
+
+    def begin(self, f: Function) -> Any:
+        """Emit what all sums of an epilogue share, and return it."""
+        return self.epilogue.begin(f) if self.epilogue and self.epilogue.begin else None
+
+    def end(self, f: Function, state: Any) -> None:
+        """Emit what is done after the last sums of an epilogue."""
+        if self.epilogue and self.epilogue.end:
+            self.epilogue.end(f, state)
+
+    def store(
+        self,
+        f: Function,
+        sums: Sequence[Operand],
+        masks: Sequence[Operand | None],
+        state: Any,
+        first: Mapping[str, Index],
+    ) -> None:
+        """Emit the epilogue of a box of sums, given where its first element stands."""
+        epilogue = self.epilogue
+        assert epilogue is not None
         # What a loop costs is hidden by long sums, and inlining costs time to compile.
         is_small = self.products < INLINE_PRODUCTS and epilogue.instructions <= INLINE_INSTRUCTIONS
         if is_small or self.box.size <= 2:
             for i, at in enumerate(itertools.product(*map(range, self.box.counts))):
-                self._row(f, epilogue, state, at, sums[i * len(self.widths) :], masks)
+                some = sums[i * len(self.widths) :]
+                self._row(f, epilogue, state, self._at(f, first, at), some, masks)
         else:
-            self._rows(f, epilogue, state, sums, masks)
-        if epilogue.end:
-            epilogue.end(f, state)
+            self._rows(f, epilogue, state, sums, masks, first)
 
     def _rows(
         self,
@@ -109,6 +138,7 @@ class Finish:
         state: object,
         sums: Sequence[Operand],
         masks: Sequence[Operand | None],
+        first: Mapping[str, Index],
     ) -> None:
         """Emit the epilogue in loops over the sums, which are in memory for that."""
         total = self.box.size * self.row
@@ -124,7 +154,7 @@ class Finish:
                 f.load(start, column, self.dtype, width)
                 for column, width in zip(self.columns, self.widths, strict=True)
             ]
-            self._row(f, epilogue, state, (i, j, k), loaded, masks)
+            self._row(f, epilogue, state, self._at(f, first, (i, j, k)), loaded, masks)
 
         def image(i: Index, _: list[Operand]) -> None:
             def row(j: Index, _: list[Operand]) -> None:
@@ -133,6 +163,14 @@ class Finish:
             f.loop(0, rows, 1, [], row)
 
         f.loop(0, images, 1, [], image)
+
+    def _at(self, f: Function, first: Mapping[str, Index], at: Sequence[Index]) -> list[Index]:
+        """Emit where a place of the box stands: image, row, column, channel."""
+        steps = (*self.box.steps, 1)
+        return [
+            f.add_index(first[name], f.mul_index(i, step))
+            for name, i, step in zip(PLACE, (*at, 0), steps, strict=True)
+        ]
 
     def _row(
         self,
@@ -143,13 +181,9 @@ class Finish:
         sums: Sequence[Operand],
         masks: Sequence[Operand | None],
     ) -> None:
-        names = ("image", "row", "column")
-        image, row, column = (
-            f.add_index(f.argument(name), f.mul_index(i, step))
-            for name, i, step in zip(names, at, self.box.steps, strict=True)
-        )
+        image, row, column, first = at
         for x, start, width, mask in zip(sums, self.columns, self.widths, masks, strict=False):
-            channel = f.add_index(f.argument("channel"), start)
+            channel = f.add_index(first, start)
             epilogue.store(f, x, Place(image, row, column, channel, width, mask), state)
 
 

@@ -25,6 +25,8 @@ from needle.backends.cpu.conv.pairs import PairConvolution
 from needle.backends.cpu.conv.plan import DensePlan, plan_dense
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.conv.sums_plan import DenseSumsPlan, plan_dense_sums
+from needle.backends.cpu.conv.winograd import WinogradConvolution
+from needle.backends.cpu.conv.winograd_plan import WinogradPlan, plan_winograd
 from needle.backends.cpu.conv.winograd_sums import WinogradSums
 from needle.backends.cpu.conv.winograd_sums_plan import WinogradSumsPlan, plan_winograd_sums
 from needle.backends.cpu.llvm import Function, Index, Module
@@ -50,6 +52,7 @@ Detail: TypeAlias = (
     | ChannelSumsPlan
     | PairConvPlan
     | PairSumsPlan
+    | WinogradPlan
     | WinogradSumsPlan
 )
 
@@ -132,11 +135,12 @@ def _choose(spec: ConvSpec, target: Target, threads: int) -> Detail:
     is_sum = spec.form == "weight_grad"
     if spec.in_pairs:
         return plan_pair_sums(spec, threads) if is_sum else plan_pairs(spec, threads)
-    if spec.by_winograd and is_sum:
-        return plan_winograd_sums(spec, target, threads)
+    if spec.by_winograd:
+        by_tile = plan_winograd_sums if is_sum else plan_winograd
+        return by_tile(spec, target, threads)
     if is_by_channel(spec, target):
-        plan = plan_channel_sums if is_sum else plan_channels
-        return plan(spec, target, threads)
+        by_channel = plan_channel_sums if is_sum else plan_channels
+        return by_channel(spec, target, threads)
     return plan_dense_sums(spec, target, threads) if is_sum else plan_dense(spec, target, threads)
 
 
@@ -151,6 +155,8 @@ def with_detail(spec: ConvSpec, detail: Detail, target: Target) -> ConvPlan:
         workspace = detail.workspace(lanes) * size
     elif isinstance(detail, DenseSumsPlan):
         workspace = detail.workspace(spec, lanes)
+    elif isinstance(detail, WinogradPlan):
+        workspace = detail.workspace * size
     else:
         workspace = detail.workspace(lanes, size)
     return ConvPlan(spec, detail, detail.tasks, workspace)
@@ -192,6 +198,8 @@ def emit_conv(
         PairSums(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, PairConvPlan):
         PairConvolution(f, spec, plan.detail).emit()
+    elif isinstance(plan.detail, WinogradPlan):
+        WinogradConvolution(f, spec, plan.detail).emit()
     elif isinstance(plan.detail, DensePlan):
         Dense(f, spec, plan.detail).emit()
     return ConvKernel(f.end(), plan)

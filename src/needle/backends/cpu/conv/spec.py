@@ -107,8 +107,8 @@ class ConvSpec:
             float32 and whose weight is in tiles of pairs; see `needle.ops.paired_convolution`.
         epilogue: what becomes of the sums; by default they are stored to the result.
         prologue: computes the first operand's elements.
-        by_winograd: whether a gradient by the weight gives sums over tiles; see
-            `needle.ops.winograd_sums`.
+        by_winograd: whether the weight is transformed, see `needle.ops.winograd_convolution`; or a
+            gradient by the weight gives sums over tiles, see `needle.ops.winograd_sums`.
 
     Example:
         >>> ConvSpec("forward", 8, 32, 32, 16, 32, (3, 3), (2, 2), ((1, 1), (1, 1))).result
@@ -171,7 +171,7 @@ class ConvSpec:
 
     @property
     def w_shape(self) -> tuple[int, ...]:
-        """Shape of w, without tiles."""
+        """Shape of w, as it is without tiles and untransformed."""
         return (*self.kernel, self.depth, self.out_channels)
 
     @property
