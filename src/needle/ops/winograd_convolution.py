@@ -11,7 +11,10 @@ For kernels of 3×3 that move pixel by pixel. The result is cut into tiles of 2�
         ⎣0 −1  0  1⎦       ⎣ 0   0   1⎦
 
 The sum over input channels is done before the last step: so that is 16 products of matrices, tiles
-× channels times channels × output channels. On the side of images there are additions only.
+× channels times channels × output channels. On the side of images there are additions only, and
+each of the 16 sums is one chain over the channels: the root mean square error is 0.6 to 0.9 times
+that of the definition's one chain of 9 times the length. An infinite pixel makes NaN, where the
+definition may give an infinity, of the results that see it, and of no others.
 
 G g Gᵀ is an op of its own in the graph, `WINOGRAD_WEIGHT`, so that it is shared, and what computes
 it stands apart from the convolution. The ops here have no gradients and no public functions: only a

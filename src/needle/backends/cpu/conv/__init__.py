@@ -18,8 +18,10 @@ blocks and tasks of the first:
 - lane by lane, for depthwise convolution and groups of few channels: `channels`, `channel_sums`;
   `spread` copies a group's channels to the lanes of its results; `strip` multiplies.
 
-Gradients by 3×3 weights may be sums over tiles: `winograd_sums` emits the loops, `tile_transform`
-what makes the tiles' transforms, and `winograd_sums_plan` decides.
+By Winograd's algorithm: `winograd` emits the loops, `winograd_weight` transforms the weight,
+`tile_transform` what tiles see, `winograd_transform` what their products give; `winograd_plan`
+decides. Gradients by 3×3 weights may be sums over tiles: `winograd_sums` emits the loops, and
+`winograd_sums_plan` decides.
 
 Of bfloat16: `pairs` emits the forward form, `pair_sums` the gradient by the weight; `pair_plan` and
 `pair_sums_plan` decide, `pair_products` multiplies.
