@@ -15,7 +15,7 @@ from needle.compiler import pipeline
 from needle.errors import ArgumentError
 from needle.graph import trace
 from needle.graph.interpret import Interpreter
-from needle.ops.winograd_sums import conv2d_weight_grad_winograd
+from needle.ops.winograd_sums import conv2d_weight_grad_by_winograd
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -49,7 +49,7 @@ def operands(case: tuple[Any, ...]) -> tuple[Any, Any, dict[str, Any]]:
 def traced(g: Any, x: Any, moves: dict[str, Any]) -> Any:
     """Return the graph of the gradient in Winograd's form, which has an epilogue."""
     return pipeline.run(
-        trace(lambda g, x: [conv2d_weight_grad_winograd(g, x, **moves) * 2 + 1], g, x).graph
+        trace(lambda g, x: [conv2d_weight_grad_by_winograd(g, x, **moves) * 2 + 1], g, x).graph
     )
 
 

@@ -24,7 +24,6 @@ from needle.compiler.passes.sparse_rows import keep_rows
 from needle.compiler.passes.split_folds import split_folds
 from needle.compiler.passes.widen import widen
 from needle.compiler.passes.winograd import winograd
-from needle.compiler.passes.winograd_sums import winograd_sums
 from needle.graph.ir import Graph, everywhere
 from needle.graph.verify import verify
 
@@ -41,7 +40,6 @@ PASSES: tuple[Pass, ...] = (
     Pass("remove dead code", remove_dead_code, "drop what no output needs"),
     Pass("decompose", decompose, "write compound ops with simpler ones"),
     Pass("pair", pair, "multiply and add up pairs of bfloat16 in convolutions"),
-    Pass("winograd sums", winograd_sums, "sum gradients by weights over transformed tiles"),
     Pass("widen", widen, "hold sums of 16-bit floats in float32"),
     Pass("winograd", winograd, "convolve tiles of pixels with fewer products, where that pays"),
     Pass("canonicalise", canonicalise, "of two ways to say the same, keep one"),

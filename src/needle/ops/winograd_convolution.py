@@ -25,7 +25,7 @@ Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 201
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,12 +36,15 @@ from needle.ops.engine import engine
 from needle.ops.record import Kind, Op
 from needle.ops.samples import Array
 from needle.ops.unfolding import Pads, Pair, Window
-from needle.ops.winograd_sums import (
+from needle.ops.winograd import (
     ELEMENTS,
+    KERNEL,
     PIXELS,
     RESULTS,
     SIDE,
     SUMS_TO_WEIGHTS,
+    TILE,
+    moving_by_one,
     tiles_of,
 )
 from needle.shapes import Shape, Spec
@@ -49,8 +52,6 @@ from needle.shapes import Shape, Spec
 if TYPE_CHECKING:
     from needle.tensor import Tensor
 
-#: Rows, and columns, of the kernel and of a tile of the result.
-KERNEL, TILE = 3, 2
 #: How many output channels may lie side by side in a transformed weight, the best first.
 _WIDTHS = (32, 48, 16)
 #: Fewest channels, of the image and of the result, that are worth two transformations.
@@ -74,7 +75,7 @@ def pays(window: Window, counts: Pair, channels: int, outs: int, dtype: DType) -
         outs: channels of the result.
         dtype: of all.
     """
-    if dtype != float32 or window != _window(window.pads):
+    if dtype != float32 or window != moving_by_one(window.pads):
         return False
     rows, columns = tiles_of(counts)
     saved = KERNEL * KERNEL * counts[0] * counts[1] - ELEMENTS * rows * columns
@@ -162,11 +163,7 @@ def _convolve(x: Array, weight: Array, *, out_channels: int, pads: Pads) -> Arra
 
 
 def _counts(size: Pair, pads: Pads) -> Pair:
-    return _window(pads).counts(size, "conv2d_winograd")
-
-
-def _window(pads: Pads) -> Window:
-    return Window((KERNEL, KERNEL), (1, 1), pads, (1, 1), 1)
+    return moving_by_one(pads).counts(size, "conv2d_winograd")
 
 
 def _infer(x: Spec, weight: Spec, *, out_channels: int, pads: Pads) -> Spec:
@@ -202,7 +199,9 @@ CONV2D_WINOGRAD = Op(
 )
 
 
-def conv2d_by_winograd(x: Tensor, weight: Tensor, pads: Pads, *, is_turned: bool = False) -> Tensor:
+def conv2d_by_winograd(
+    x: Tensor, weight: Tensor, *, pads: Pads, is_turned: bool = False, **moves: Any
+) -> Tensor:
     """Return what `conv2d_nhwc` does, with a weight [3, 3, C, out_channels], but for rounding.
 
     Args:
@@ -210,6 +209,7 @@ def conv2d_by_winograd(x: Tensor, weight: Tensor, pads: Pads, *, is_turned: bool
         weight: [3, 3, C, out_channels]; if it ``is_turned``, [3, 3, out_channels, C].
         pads: zeros around; negative ones leave out rows and columns.
         is_turned: whether it is to be turned round, and its channels change their parts.
+        moves: the other attributes, which are those of `moving_by_one`.
     """
     attrs = {"out_channels": weight.shape[2 if is_turned else 3], "pads": pads}
     transformed = transform_weight(weight, is_turned=is_turned)
@@ -217,11 +217,13 @@ def conv2d_by_winograd(x: Tensor, weight: Tensor, pads: Pads, *, is_turned: bool
     return result
 
 
-def conv2d_input_grad_by_winograd(cotangent: Tensor, weight: Tensor, pads: Pads) -> Tensor:
+def conv2d_input_grad_by_winograd(
+    cotangent: Tensor, weight: Tensor, *, pads: Pads, **moves: Any
+) -> Tensor:
     """Return what `conv2d_nhwc_input_grad` does, but for rounding: the convolution of the cotangent
     with the kernel turned round, whose channels change their parts."""
     (top, bottom), (left, right) = (
         (KERNEL - 1 - before, KERNEL - 1 - after) for before, after in pads
     )
     around = ((top, bottom), (left, right))
-    return conv2d_by_winograd(cotangent, weight, around, is_turned=True)
+    return conv2d_by_winograd(cotangent, weight, pads=around, is_turned=True)

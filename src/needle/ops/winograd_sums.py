@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from needle.dtypes import float32
+from needle.dtypes import DType, float32
 from needle.errors import DTypeError
 from needle.ops.contraction import matmul
 from needle.ops.convolution_form import Convolution
@@ -31,32 +31,50 @@ from needle.ops.engine import engine
 from needle.ops.movement import reshape
 from needle.ops.record import Kind, Op
 from needle.ops.samples import Array
-from needle.ops.unfolding import Pads, Pair
+from needle.ops.unfolding import Pads, Window
+from needle.ops.winograd import (
+    ELEMENTS,
+    PIXELS,
+    RESULTS,
+    SIDE,
+    SUMS_TO_WEIGHTS,
+    moving_by_one,
+    tiles_of,
+)
 from needle.shapes import Shape, Spec
 
 if TYPE_CHECKING:
     from needle.tensor import Tensor
 
-#: Rows, and columns, of a tile of pixels; and the elements of a transformed tile.
-SIDE, ELEMENTS = 4, 16
 #: Channels, of image and cotangent, whose sums are made together, at most: so many sums stay in the
 #: L2 cache.
 CHANNELS = 128
 #: Most pieces; most sums in all of them, as long as two threads have one each. Further threads
 #: share the channels, which takes more transformations, but no memory.
 PIECES, SUMS, NEEDED = 8, 1 << 17, 2
-
-#: Transforms pixels: B. The last row is turned round, so that nothing is negated but there.
-PIXELS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]], np.float32)
-#: Transforms results: A.
-RESULTS = np.array([[1, 0], [1, 1], [1, -1], [0, 1]], np.float32)
-#: Transforms sums: Gᵀ.
-SUMS_TO_WEIGHTS = np.array([[1, 0.5, 0.5, 0], [0, 0.5, -0.5, 0], [0, 0.5, 0.5, 1]], np.float32)
+#: What it costs to transform a tile, for each channel, and to transform a sum, in products.
+_TRANSFORM, _SUM = 110, 25
+#: Share of the products of the definition below which it pays.
+_SHARE = 0.9
 
 
-def tiles_of(counts: Pair) -> Pair:
-    """Return how many tiles of 2×2 results there are, down and across."""
-    return -(-counts[0] // 2), -(-counts[1] // 2)
+def pays(window: Window, cotangent: Shape, x: Shape, dtype: DType) -> bool:
+    """Whether a compiled gradient by the weight is computed so: decided by shapes alone.
+
+    Args:
+        window: the kernel, and how it moves.
+        cotangent: [N, rows, columns, out_channels].
+        x: [N, H, W, C].
+        dtype: of all.
+    """
+    if dtype != float32 or 0 in cotangent or 0 in x or window != moving_by_one(window.pads):
+        return False
+    images, rows, columns, outs = cotangent
+    down, across = tiles_of((rows, columns))
+    channels, tiles, pairs = x[3], images * down * across, x[3] * outs
+    cost = tiles * (ELEMENTS * pairs + _TRANSFORM * (channels + outs))
+    cost += _SUM * ELEMENTS * pieces_of(images, channels, outs) * pairs
+    return cost < _SHARE * 9 * images * rows * columns * pairs
 
 
 def pieces_of(images: int, in_channels: int, out_channels: int) -> int:
@@ -122,7 +140,7 @@ WINOGRAD_SUMS = Op(
 )
 
 
-def conv2d_weight_grad_winograd(cotangent: Tensor, x: Tensor, **attrs: Any) -> Tensor:
+def conv2d_weight_grad_by_winograd(cotangent: Tensor, x: Tensor, **attrs: Any) -> Tensor:
     """Return what `conv2d_nhwc_weight_grad` does, for kernels of 3×3 that move pixel by pixel."""
     sums: Tensor = engine.apply(WINOGRAD_SUMS, (cotangent, x), attrs)
     count, _, channels, outs = sums.shape

@@ -21,7 +21,7 @@ from needle.compiler.index import Var
 from needle.dtypes import DType
 from needle.graph.ir import Node, Value
 from needle.ops.convolution_form import Convolution
-from needle.ops.winograd_convolution import KERNEL
+from needle.ops.winograd import KERNEL
 
 if TYPE_CHECKING:
     from needle.backends.cpu.tuning.candidates import Choose

@@ -1,25 +1,25 @@
-"""Winograd: convolutions of float32 with kernels of 3×3, and their gradients by the input.
+"""Winograd: convolutions of float32 with kernels of 3×3, and their gradients.
 
-Which are computed so depends on the shape of one image and of the weight alone; see
-`needle.ops.winograd_convolution`.
+Which are computed so depends on shapes alone; see `needle.ops.winograd`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from needle.graph.ir import Graph, Node, Value, keep
 from needle.graph.tracing import expand
+from needle.ops import winograd_convolution, winograd_sums
 from needle.ops.convolution_form import Convolution
 from needle.ops.unfolding import Window
-from needle.ops.winograd_convolution import (
-    conv2d_by_winograd,
-    conv2d_input_grad_by_winograd,
-    pays,
-)
 
 _MOVES = ("stride", "pads", "dilation", "groups")
+_FORMS: dict[str, Callable[..., Any]] = {
+    "forward": winograd_convolution.conv2d_by_winograd,
+    "input_grad": winograd_convolution.conv2d_input_grad_by_winograd,
+    "weight_grad": winograd_sums.conv2d_weight_grad_by_winograd,
+}
 
 
 def winograd(graph: Graph) -> Graph:
@@ -31,12 +31,16 @@ def winograd(graph: Graph) -> Graph:
 
 def _is_transformed(node: Node) -> bool:
     lower = node.op.lower
-    if not isinstance(lower, Convolution) or lower.is_special or lower.form == "weight_grad":
+    if not isinstance(lower, Convolution) or lower.is_special:
         return False
-    first, weight = (v.shape for v in node.inputs)
-    _, rows, columns, outs = node.result.shape
-    window = Window((weight[0], weight[1]), **{name: node.attrs[name] for name in _MOVES})
-    return pays(window, (rows, columns), first[3], outs, node.result.dtype)
+    first, second = (v.shape for v in node.inputs)
+    result, dtype = node.result.shape, node.result.dtype
+    kernel = (result if lower.form == "weight_grad" else second)[:2]
+    window = Window((kernel[0], kernel[1]), *(node.attrs[name] for name in _MOVES))
+    if lower.form == "weight_grad":
+        return winograd_sums.pays(window, first, second, dtype)
+    counts = (result[1], result[2])
+    return winograd_convolution.pays(window, counts, first[3], result[3], dtype)
 
 
 def _transform(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
@@ -44,9 +48,4 @@ def _transform(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value]:
         return keep(node, inputs).results
     lower = node.op.lower
     assert isinstance(lower, Convolution)
-    form = conv2d_by_winograd if lower.form == "forward" else conv2d_input_grad_by_winograd
-
-    def transformed(first: Any, weight: Any) -> Any:
-        return form(first, weight, node.attrs["pads"])
-
-    return expand(transformed, inputs, {}, node)
+    return expand(_FORMS[lower.form], inputs, node.attrs, node)

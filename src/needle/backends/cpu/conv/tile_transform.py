@@ -12,7 +12,7 @@ from needle.backends.cpu.gemm.plan import uses_masks
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
-from needle.ops.winograd_sums import SIDE
+from needle.ops.winograd import SIDE
 
 ARGUMENTS = {
     "source": "ptr noalias readonly",

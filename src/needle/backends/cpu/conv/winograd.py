@@ -17,8 +17,7 @@ from needle.backends.cpu.conv.winograd_plan import WinogradPlan
 from needle.backends.cpu.conv.winograd_transform import OutputTransform, pieces
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.llvm import Function, Index, Operand
-from needle.ops.winograd_convolution import TILE
-from needle.ops.winograd_sums import ELEMENTS, SIDE
+from needle.ops.winograd import ELEMENTS, SIDE, TILE
 
 
 class WinogradConvolution:

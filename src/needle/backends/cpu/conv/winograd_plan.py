@@ -17,8 +17,8 @@ from needle.backends.cpu.conv.plan import MOST_ROWS, tile_cycles
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM, split
 from needle.backends.cpu.target import Target
-from needle.ops.winograd_convolution import TILE, panel_width, transformed_shape
-from needle.ops.winograd_sums import ELEMENTS, tiles_of
+from needle.ops.winograd import ELEMENTS, TILE, tiles_of
+from needle.ops.winograd_convolution import panel_width, transformed_shape
 
 #: Bytes of weights that stay in the L2 cache from block to block, and of a block of tiles beside
 #: them: transformed, of all input channels, and products, of a panel; and without them.

@@ -19,7 +19,7 @@ from needle.backends.cpu.conv.winograd_sums_plan import WinogradSumsPlan
 from needle.backends.cpu.gemm.plan import split, uses_masks
 from needle.backends.cpu.gemm.tiling import tile_columns
 from needle.backends.cpu.llvm import Function, Index, Operand
-from needle.ops.winograd_sums import ELEMENTS, SIDE
+from needle.ops.winograd import ELEMENTS, SIDE
 
 #: Vectors of sums in a row of a tile, at most.
 VECTORS = 2

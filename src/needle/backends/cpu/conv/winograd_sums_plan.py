@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from needle.backends.cpu.conv.spec import ConvSpec
 from needle.backends.cpu.gemm.plan import PARALLEL_FROM
 from needle.backends.cpu.target import Target
-from needle.ops.winograd_sums import CHANNELS, ELEMENTS, pieces_of, tiles_of
+from needle.ops.winograd import ELEMENTS, tiles_of
+from needle.ops.winograd_sums import CHANNELS, pieces_of
 
 #: Bytes of a block of transformed tiles, which the L2 cache holds beside the sums.
 BLOCK_BYTES = 192 << 10

@@ -13,8 +13,7 @@ from needle.backends.cpu.conv.spec import Epilogue
 from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType
-from needle.ops.winograd_convolution import TILE
-from needle.ops.winograd_sums import ELEMENTS, SIDE
+from needle.ops.winograd import ELEMENTS, SIDE, TILE
 
 
 def pieces(count: int, lanes: int, masks: bool) -> tuple[tuple[int, ...], int]:

@@ -20,8 +20,8 @@ from needle.backends.cpu.llvm import Function, Index, Module, Operand
 from needle.backends.cpu.target import Target
 from needle.backends.cpu.vector_math import MathFunction
 from needle.dtypes import DType, float32
-from needle.ops.winograd_convolution import KERNEL, panel_width
-from needle.ops.winograd_sums import ELEMENTS
+from needle.ops.winograd import ELEMENTS, KERNEL
+from needle.ops.winograd_convolution import panel_width
 
 #: What the function takes.
 ARGUMENTS = {"weight": "ptr", "extra": "ptr", "workspace": "ptr", "task": "i64"}
