@@ -197,6 +197,19 @@ def test_wide_programs_run_branch_by_branch():
     assert made.peak(made.order()) < large + 11 * small
 
 
+def test_what_is_made_of_inputs_alone_waits_until_it_is_needed():
+    """Weights as kernels want them: not all of them at the start, beside the activations."""
+    layers = range(8)
+    steps = [Step((f"w{i}",), (f"u{i}",)) for i in layers]
+    steps += [Step((f"h{i - 1}" if i else "x", f"u{i}"), (f"h{i}",)) for i in layers]
+    sizes = {f"u{i}": 10 for i in layers} | {f"h{i}": 100 for i in layers}
+    made = Schedule(steps, sizes, ["h7"])
+    order = made.order()
+    assert order == [i + part for i in layers for part in (0, len(layers))]
+    assert made.peak(range(len(steps))) == 2 * 100 + 7 * 10
+    assert made.peak(order) == 2 * 100 + 10
+
+
 def test_graphs_are_scheduled():
     def function(x):
         wide = [ndl.exp(ndl.broadcast_to(x * i, (100, 10))) for i in range(8)]

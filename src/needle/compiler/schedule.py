@@ -8,7 +8,7 @@ input stand before the one that overwrites it, so that no copy is needed.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from needle.compiler.memory import Buffer
@@ -114,9 +114,15 @@ class Schedule:
     def order(self) -> list[int]:
         """Return the steps, by number, in the order of the lowest peak that was found."""
         candidates = [self._in_order(), self._greedy()]
-        if any(step.is_late for step in self.steps):
-            candidates += [self._delayed(order) for order in candidates]
+        late = {i for i, step in enumerate(self.steps) if step.is_late or self._is_source(step)}
+        if late:
+            candidates += [self._delayed(order, late) for order in candidates]
         return min(candidates, key=self.peak)
+
+    def _is_source(self, step: Step) -> bool:
+        """Whether a step reads nothing that another one writes: so it frees nothing, and what it
+        writes, such as a weight as kernels want it, lies about until it is needed."""
+        return not any(v in self._writer for v in step.reads)
 
     def _in_order(self) -> list[int]:
         """Return the given order, changed only where a donation demands it."""
@@ -135,7 +141,7 @@ class Schedule:
             raise GraphError("the steps depend on each other in a circle")
         return order
 
-    def _delayed(self, order: Sequence[int]) -> list[int]:
+    def _delayed(self, order: Sequence[int], late: Set[int]) -> list[int]:
         """Return an order with the late steps moved to just before the first that needs them."""
         before: list[list[int]] = [[] for _ in self.steps]
         for i in order:
@@ -143,7 +149,7 @@ class Schedule:
                 before[j].append(i)
         delayed: list[int] = []
         done = [False] * len(self.steps)
-        for i in (i for i in order if not self.steps[i].is_late):
+        for i in (i for i in order if i not in late):
             stack = [i]
             while stack:
                 missing = [j for j in before[stack[-1]] if not done[j]]
