@@ -77,6 +77,7 @@ def _relu_samples() -> Iterable[Sample]:
     samples=_relu_samples,
     peer="relu",
     lower=lambda b, x: b.rectified(x),
+    chooses=True,
 )
 def relu(x: TensorLike) -> Tensor:
     """Rectified linear unit: ``max(x, 0)``; the derivative at 0 is taken as 0.

@@ -285,6 +285,7 @@ def pow(x: TensorLike, y: TensorLike) -> Tensor:
     aliases=("neg",),
     vjp={"x": lambda g: -g},
     lower=lambda b, x: b.neg(x),
+    chooses=True,
 )
 def negative(x: TensorLike) -> Tensor:
     """Negation: ``−x``.
@@ -304,6 +305,7 @@ def negative(x: TensorLike) -> Tensor:
     aliases=("absolute",),
     vjp={"x": lambda g, x: g * x.sign()},
     lower=lambda b, x: b.absolute(x),
+    chooses=True,
 )
 def abs(x: TensorLike) -> Tensor:
     """Absolute value: ``|x|``; the derivative at 0 is taken as 0.
@@ -465,6 +467,7 @@ def _torch_extremum(name: str) -> Callable[..., Any]:
     samples=_extremum_samples,
     peer=_torch_extremum("maximum"),
     lower=lambda b, x, y: b.maximum(x, y),
+    chooses=True,
 )
 def maximum(x: TensorLike, y: TensorLike) -> Tensor:
     """The larger of two, element by element; NaN if one is NaN.
@@ -491,6 +494,7 @@ def maximum(x: TensorLike, y: TensorLike) -> Tensor:
     samples=_extremum_samples,
     peer=_torch_extremum("minimum"),
     lower=lambda b, x, y: b.minimum(x, y),
+    chooses=True,
 )
 def minimum(x: TensorLike, y: TensorLike) -> Tensor:
     """The smaller of two, element by element; NaN if one is NaN.

@@ -356,6 +356,7 @@ def _where_samples() -> Iterable[Sample]:
     peer="where",
     lower=lambda b, condition, x, y: b.select(condition, x, y),
     exact=True,
+    chooses=True,
 )
 def where(condition: TensorLike, x: TensorLike, y: TensorLike) -> Tensor:
     """Choose element by element: ``x`` where the condition holds, else ``y``.

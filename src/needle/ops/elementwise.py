@@ -73,6 +73,7 @@ def elementwise(
     fault: Callable[..., Exception] | None = None,
     commutes: bool = False,
     exact: bool | None = None,
+    chooses: bool = False,
     samples: Samples | None = None,
     aliases: Iterable[str] = (),
     is_method: bool = True,
@@ -92,6 +93,8 @@ def elementwise(
         commutes: whether exchanging its two inputs changes no bit of the result.
         exact: whether its result is the exact one rounded once; by default where floats are taken
             as they are, or become bools.
+        chooses: whether each element of its result is one of an input, perhaps with another sign,
+            or 0.
         samples: inputs for the tests; by default values in (−3, 3).
         aliases: further names.
         is_method: whether it becomes a Tensor method.
@@ -134,6 +137,7 @@ def elementwise(
             fault=fault,
             commutes=commutes,
             exact=(not to_float or result is not None) if exact is None else exact,
+            chooses=chooses,
             inputs=inputs,
             precision=precision,
             promotion=accepted,

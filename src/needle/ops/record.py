@@ -146,6 +146,8 @@ class Op(Entry):
         commutes: whether exchanging its two inputs changes no bit of the result.
         exact: whether there is one right result for floats, the exact one rounded once, so that all
             who compute it agree bit for bit. Elementwise ops say it; others are not asked.
+        chooses: whether each element of a float result is one of the inputs' elements, perhaps with
+            another sign, or 0: it then needs no rounding. Elementwise ops say it.
         row_axes: of an op with one input, how many last axes belong together; those before are a
             batch. 0 where that is not so, or depends on the attributes.
         flops: arithmetic operations, from the specs of inputs and result and the attributes.
@@ -172,6 +174,7 @@ class Op(Entry):
     fault: Callable[..., Exception] | None = None
     commutes: bool = False
     exact: bool = False
+    chooses: bool = False
     row_axes: int = 0
     flops: Callable[..., int] | None = None
     may_alias: bool = False
@@ -372,6 +375,7 @@ def op(
     decompose: Callable[..., Any] | None = None,
     fault: Callable[..., Exception] | None = None,
     exact: bool = False,
+    chooses: bool = False,
     row_axes: int = 0,
     flops: Callable[..., int] | None = None,
     may_alias: bool = False,
@@ -409,6 +413,7 @@ def op(
             decompose=decompose,
             fault=fault,
             exact=exact,
+            chooses=chooses,
             row_axes=row_axes,
             flops=flops,
             may_alias=may_alias,

@@ -38,6 +38,15 @@ def convert(b: Function, x: Operand, dtype: DType) -> Operand:
     return _cast(b, "trunc" if wanted < bits else "sext" if x.is_signed else "zext", x, dtype)
 
 
+def narrow(b: Function, x: Operand, dtype: DType) -> Operand:
+    """Return x in a dtype that holds its value, such as one that was converted from it."""
+    if x.dtype == dtypes.float32 and dtype == dtypes.bfloat16:
+        bits = b.bitcast(x, dtypes.uint32)
+        upper = _cast(b, "trunc", b.binary("lshr", bits, b.like(16, bits)), dtypes.uint16)
+        return b.bitcast(upper, dtype)
+    return convert(b, x, dtype)
+
+
 def _cast(b: Function, instruction: str, x: Operand, dtype: DType) -> Operand:
     target = vector_type(scalar_type(dtype), x.lanes)
     return Operand(b.value(f"{instruction} {x.typed} to {target}"), dtype, x.lanes)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from needle import dtypes
+from needle.backends.cpu.conversion import convert, narrow
 from needle.backends.cpu.fault import Fault
 from needle.backends.cpu.operands import Index, Operand, Segment
 from needle.backends.cpu.vector_math import MathFunction
@@ -410,9 +411,10 @@ class Emitter:
             if node.op.lower is None:
                 raise no_code(node)
             lower: Any = node.op.lower
+            dtype, end = value.dtype, narrow if node.op.chooses else convert
 
             result = self.combine(
-                lambda f, *operands: lower(f, *operands, **node.attrs), cells, value.dtype
+                lambda f, *given: end(f, lower(f, *given, **node.attrs), dtype), cells, dtype
             )
             refusals, self.f.refusals = self.f.refusals, []
             for bad, x in refusals:
