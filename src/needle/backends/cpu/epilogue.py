@@ -6,11 +6,13 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 from needle.backends.cpu.emit import Position
+from needle.backends.cpu.gemm.packing import prefetch
 from needle.backends.cpu.kernel import KernelFunction
 from needle.backends.cpu.llvm import Function
 from needle.backends.cpu.operands import Operand, Segment
 from needle.backends.cpu.vector_math import MathFunction
 from needle.backends.cpu.write import write
+from needle.compiler import index as ix
 from needle.compiler.fusion import Group, Piece
 from needle.compiler.index import Var
 from needle.dtypes import DType
@@ -18,6 +20,10 @@ from needle.ops.record import Kind
 
 #: Instructions of an op and of a random number, about.
 _PER_OP, _PER_DRAW = 2, 200
+#: Bytes from which an array that an epilogue reads comes from beyond the L2 cache. A tile reads
+#: short pieces of its rows, which lie apart, so that the processor does not foresee them: the piece
+#: beside it, which the next tile reads, is asked for ahead.
+FAR = 1 << 20
 
 
 class Place(Protocol):
@@ -67,6 +73,12 @@ def fuse(
     first = group.pieces[0]
     column = axes_of(first)[-1]
     written = [p for p in group.pieces if kernel.is_written(p.value)]
+    distant = [
+        (v, at)
+        for p in group.pieces[1:]
+        for v, at in p.reads
+        if kernel.is_loaded(v) and v.size == first.value.size and v.nbytes >= FAR
+    ]
 
     def begin(f: Function) -> Any:
         assert isinstance(f, MathFunction)
@@ -83,6 +95,11 @@ def fuse(
             e.lanes, e.mask = at.lanes, at.mask
             if at.lanes and column is None:
                 sums = f.extract(sums, 0)
+            if at.lanes:
+                for v, place in distant:
+                    here = e.scalar(ix.ravel(place, v.shape)).number
+                    ahead = f.add_index(here, at.lanes)
+                    prefetch(f, f.pointer(part.pointer_of(v), ahead, v.dtype), 1)
             value = convert(f, sums, first.value.dtype)
             e.bind(first.value, first.at, value, bool(sums.lanes))
             elements = [(p, e.element(p.value, p.at).operand) for p in written]
