@@ -178,18 +178,19 @@ def page(results: dict[str, Any]) -> str:
         "# Training, beside PyTorch\n",
         "Written by `python -m benchmarks.curves`. needle and PyTorch start from the same weights "
         "and see the same batches in the same order, with the same learning rates; what differs "
-        "is rounding, and the draws of dropout.\n",
+        "is rounding, and the draws of dropout. How long steps take is in BENCHMARKS.md: the "
+        "machine may have done other work while it trained.\n",
     ]
     for task, result in results.items():
         model, lines = TASKS[task][0], result["lines"]
         parts.append(f"## {task}: {model}\n\n{result['conditions']}\n")
         parts.append(f"![curves of {model} on {task}](training-{task}.svg)\n")
         keys = [k for k in ("train_loss", "test_loss", "test_accuracy") if k in _last(lines)]
-        head = ["", *(k.replace("_", " ") for k in keys), "seconds"]
+        head = ["", *(k.replace("_", " ") for k in keys)]
         parts.append(f"| {' | '.join(head)} |\n|---{'|---:' * (len(head) - 1)}|")
         for name, records in lines.items():
             last = records[-1]
-            cells = [f"{last[k]:.4f}" for k in keys] + [f"{last['seconds']:.0f}"]
+            cells = [f"{last[k]:.4f}" for k in keys]
             length = f"{len(records)} epoch{'s' if len(records) > 1 else ''}"
             parts.append(f"| {name}, {length} | {' | '.join(cells)} |")
         parts.append("")

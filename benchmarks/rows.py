@@ -75,9 +75,11 @@ CHAPTERS: dict[str, list[Case]] = {
         _case("MLPResNet Adam step, batch 100", "mlp_resnet_step", times=4.0, main=True, batch=100),
         _network("ResNet-20 CIFAR", "resnet20", "step", 128, times=1.6, main=True),
         _network("ResNet-20 CIFAR", "resnet20", "step", 32),
-        _network("ResNet-18 CIFAR", "resnet18_cifar", "step", 32, times=1.3),
-        _network("MobileNetV2 CIFAR", "mobilenet_v2_cifar", "step", 32, times=1.3),
-        _network("ResNet-50 224²", "resnet50", "step", 8, times=1.15, size=224, classes=1000),
+        _network("ResNet-18 CIFAR", "resnet18_cifar", "step", 32, times=1.3, main=True),
+        _network("MobileNetV2 CIFAR", "mobilenet_v2_cifar", "step", 32, times=1.3, main=True),
+        _network(
+            "ResNet-50 224²", "resnet50", "step", 8, times=1.15, main=True, size=224, classes=1000
+        ),
         _case(
             "LSTM 2×200 SGD step, 35×20, 10,000 words",
             "recurrent_step",
