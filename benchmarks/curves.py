@@ -190,7 +190,7 @@ def page(results: dict[str, Any]) -> str:
         parts.append(f"| {' | '.join(head)} |\n|---{'|---:' * (len(head) - 1)}|")
         for name, records in lines.items():
             last = records[-1]
-            cells = [f"{last[k]:.4f}" for k in keys]
+            cells = [f"{last[k]:.3f}" for k in keys]
             length = f"{len(records)} epoch{'s' if len(records) > 1 else ''}"
             parts.append(f"| {name}, {length} | {' | '.join(cells)} |")
         parts.append("")

@@ -21,7 +21,9 @@ class CifarBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+            before = self.extra // 2
+            kept = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(kept, (0, 0, 0, 0, before, self.extra - before))
         return F.relu(x + y)
 
 

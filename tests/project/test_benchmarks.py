@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+import needle as ndl
+from needle import models
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
@@ -210,7 +214,7 @@ def test_training_is_compared_from_the_same_weights(shared_data: Path, tmp_path:
     assert record["epoch"] == 1
     assert record["test_loss"] < record["train_loss"] + 1
     results = {"text": {"conditions": "On a machine.", "lines": {"PyTorch": [record]}}}
-    assert f"| PyTorch, 1 epoch | {record['train_loss']:.4f} |" in curves.page(results)
+    assert f"| PyTorch, 1 epoch | {record['train_loss']:.3f} |" in curves.page(results)
     assert curves.picture("text", {"PyTorch": [record, record]}).startswith("<svg")
 
 
@@ -231,3 +235,21 @@ def test_models_are_checked_against_a_search(
     assert summary.startswith("3 kernels; ")
     specs = [spec for kind in ("f32", "f64", "bf16") for _, spec in tiles.convolutions(kind)]
     assert len({repr(spec) for spec in specs}) == len(specs)
+
+
+@pytest.mark.peers
+def test_the_twin_of_a_residual_network_is_the_same_network() -> None:
+    sys.path.insert(0, str(ROOT))
+    try:
+        curves = importlib.import_module("benchmarks.curves")
+    finally:
+        sys.path.remove(str(ROOT))
+    import torch
+
+    ndl.manual_seed(0)
+    model = models.resnet20(10).eval()
+    twin = curves.torch_model("cifar10", model).eval()
+    x = ndl.randn(2, 3, 32, 32)
+    expected = twin(torch.from_numpy(x.numpy())).detach().numpy()
+    with ndl.no_grad():
+        np.testing.assert_allclose(model(x).numpy(), expected, rtol=1e-4, atol=1e-4)
