@@ -195,7 +195,7 @@ def _axis_titles(x_label: str, y_label: str) -> str:
     return (
         '<g class="axis-title">'
         + _text(middle, HEIGHT - 8, x_label, "middle")
-        + _text(LEFT - 8, 14, y_label, "end" if len(y_label) < 9 else "start")
+        + _text(LEFT - 8, 14, y_label, "end" if len(y_label) < 7 else "start")
         + "</g>"
     )
 
